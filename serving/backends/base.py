@@ -1,0 +1,148 @@
+"""What runs a program's graphs, and owns the state of all slots.
+
+    admit(slots, inputs)  encode, and begin at the start state
+    tick(n)               one tick of the dense first n slots
+    keep(slots)           this tick's prediction is the answer so far
+    answers(slots)        the predictions kept
+    move(source, target)  close a gap
+
+The engine sees rows and numbers; names, tensors and devices stay here.
+"""
+
+# Shapes: S slots, n running, k rows of one admission.
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.program import Program, TensorSpec
+from serving.request import Array
+
+
+@dataclass(frozen=True, slots=True)
+class TickOutput:
+    """Views of one tick's results, [n, ...] each; good until the next tick."""
+
+    prediction: Array
+    certainty: NDArray[np.float32]
+    energy: NDArray[np.float32] | None = None
+    done: NDArray[np.bool_] | None = None
+    details: Mapping[str, Array] = field(default_factory=dict)
+
+
+def buckets(limit: int) -> list[int]:
+    """Row counts that graphs run at: 2, 4, 6, 8, 12, 16, 24, 32, ... up to the first that holds `limit`.
+
+    Few, because a runtime keeps memory for every shape it has seen. Never one row: its matrix products take another
+    path, and a thought alone would differ in its last bits from the same thought in company.
+    """
+    sizes, size = [2], 4
+    while sizes[-1] < limit:
+        sizes.append(size)
+        if sizes[-1] < limit:
+            sizes.append(size * 3 // 2)
+        size *= 2
+    return sizes
+
+
+class Backend(ABC):
+    """Slots kept in host memory; a runtime fills in `_encode` and `_tick`.
+
+    State is double-buffered: a tick reads one copy and writes the other, so that no graph writes what it reads, and the
+    prediction of the tick before is at hand for a thought that diverges.
+    """
+
+    def __init__(self, program: Program, num_slots: int, max_admissions: int) -> None:
+        self.program = program
+        self.tick_buckets = buckets(num_slots)
+        self.encode_buckets = buckets(min(num_slots, max_admissions))
+        rows, encode_rows = self.tick_buckets[-1], self.encode_buckets[-1]
+        self._inputs = {spec.name: _zeros(spec, encode_rows) for spec in program.inputs}
+        self._encoded = {spec.name: _zeros(spec, encode_rows) for spec in program.context}
+        self._context = {spec.name: _zeros(spec, rows) for spec in program.context}
+        self._state = [{spec.name: _zeros(spec, rows) for spec in program.state} for _ in range(2)]
+        self._outputs = [{spec.name: _zeros(spec, rows) for spec in program.outputs} for _ in range(2)]
+        self._kept = _zeros(program.prediction, rows)
+        self._side = 0  # the copy that the next tick reads; its results land in the other
+        for state in self._state:
+            for name, values in state.items():
+                values[:] = program.start[name]
+
+    @abstractmethod
+    def _encode(self, rows: int) -> None:
+        """Fill `_encoded` from `_inputs`, the first `rows` of each."""
+
+    @abstractmethod
+    def _tick(self, rows: int, side: int, details: bool) -> None:
+        """Fill the first `rows` of `_state[1 - side]` and `_outputs[1 - side]` from `_context` and `_state[side]`."""
+
+    def admit(self, slots: Sequence[int], inputs: Mapping[str, Array]) -> None:
+        """Encode k rows, [k, ...] for each input, and let them begin in `slots`."""
+        count = len(slots)
+        rows = next(size for size in self.encode_buckets if size >= count)
+        for name, values in inputs.items():
+            self._inputs[name][:count] = values
+            self._inputs[name][count:rows] = 0
+        self._encode(rows)
+        index = np.asarray(slots)
+        for name, values in self._encoded.items():
+            self._context[name][index] = values[:count]
+        for name, values in self._state[self._side].items():
+            values[index] = self.program.start[name]
+
+    def tick(self, n: int, *, details: bool = False) -> TickOutput:
+        """One tick of slots 0 .. n - 1.
+
+        Args:
+            details: whether to bring the program's details along.
+        """
+        rows = next(size for size in self.tick_buckets if size >= n)
+        self._tick(rows, self._side, details)
+        self._side = 1 - self._side
+        outputs, program = self._outputs[self._side], self.program
+        return TickOutput(
+            outputs[program.prediction.name][:n],
+            outputs[program.certainty.name][:n],
+            outputs[program.energy.name][:n] if program.energy else None,
+            outputs[program.done.name][:n].astype(bool) if program.done else None,
+            {spec.name: outputs[spec.name][:n] for spec in program.details} if details else {},
+        )
+
+    def keep(self, slots: NDArray[np.intp]) -> None:
+        """Make the last tick's prediction the answer so far."""
+        self._kept[slots] = self._outputs[self._side][self.program.prediction.name][slots]
+
+    def keep_previous(self, slots: NDArray[np.intp]) -> None:
+        """Make the prediction of the tick before the last one the answer."""
+        self._kept[slots] = self._outputs[1 - self._side][self.program.prediction.name][slots]
+
+    def answers(self, slots: Sequence[int]) -> Array:
+        """The predictions kept, [len(slots), ...], as a copy."""
+        kept: Array = self._kept[np.asarray(slots, np.intp)]
+        return kept
+
+    def move(self, source: int, target: int) -> None:
+        """Carry a thought from one slot to another, with everything that is its own."""
+        for tensors in (self._context, self._state[self._side], {"kept": self._kept}):
+            for values in tensors.values():
+                values[target] = values[source]
+        prediction = self.program.prediction.name
+        self._outputs[self._side][prediction][target] = self._outputs[self._side][prediction][source]
+
+    def warm_up(self) -> None:
+        """Run every graph at every row count it will see, so that no caller waits for a first run."""
+        for rows in self.encode_buckets:
+            self._encode(rows)
+        for rows in self.tick_buckets:
+            for side in (0, 1):
+                self._tick(rows, side, False)
+        for state in self._state:
+            for name, values in state.items():
+                values[:] = self.program.start[name]
+
+
+def _zeros(spec: TensorSpec, rows: int) -> Array:
+    return np.zeros((rows, *spec.shape), spec.dtype)

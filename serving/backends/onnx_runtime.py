@@ -1,0 +1,84 @@
+"""The default backend: a bundle's ONNX graphs in ONNX Runtime, on the CPU or wherever its providers run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+
+from serving.backends.base import Backend
+from serving.program import Program
+from serving.request import Array
+
+
+class OnnxRuntimeBackend(Backend):
+    """Slots in host memory, bound once for each row count, so that a tick copies nothing and allocates nothing.
+
+    On another provider than the CPU the same bindings hold, and the runtime carries the state over the bus on each tick.
+
+    Args:
+        graphs: paths of the `encode` and `tick` graphs.
+        providers: execution providers in order of preference, by ONNX Runtime's names.
+        intra_op_threads: threads inside one graph; 0 leaves it to the runtime.
+        spin: whether idle threads burn cycles while they wait for work. Faster where cores are plenty; on few cores
+            they take them from the event loop.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        graphs: Mapping[str, Path],
+        num_slots: int,
+        max_admissions: int,
+        *,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        intra_op_threads: int = 0,
+        spin: bool = False,
+    ) -> None:
+        super().__init__(program, num_slots, max_admissions)
+        missing = [name for name in providers if name not in ort.get_available_providers()]
+        if missing:
+            raise ValueError(
+                f"ONNX Runtime has no {', '.join(missing)}; this installation has {', '.join(ort.get_available_providers())}"
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = intra_op_threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        sessions = {
+            name: ort.InferenceSession(str(path), options, providers=list(providers)) for name, path in graphs.items()
+        }
+        self._encoder, self._ticker = sessions["encode"], sessions["tick"]
+        self._bindings: dict[tuple[int, int, bool], ort.IOBinding] = {}
+
+    def _encode(self, rows: int) -> None:
+        key = (rows, -1, False)
+        binding = self._bindings.get(key)
+        if binding is None:
+            binding = self._bindings[key] = _bind(self._encoder, rows, self._inputs, self._encoded)
+        self._encoder.run_with_iobinding(binding)
+
+    def _tick(self, rows: int, side: int, details: bool) -> None:
+        key = (rows, side, details)
+        binding = self._bindings.get(key)
+        if binding is None:
+            unasked = () if details else {spec.name for spec in self.program.details}
+            results = {f"next_{name}": values for name, values in self._state[1 - side].items()}
+            results |= {name: values for name, values in self._outputs[1 - side].items() if name not in unasked}
+            arguments = self._context | self._state[side]
+            binding = self._bindings[key] = _bind(self._ticker, rows, arguments, results)
+        self._ticker.run_with_iobinding(binding)
+
+
+def _bind(
+    session: ort.InferenceSession, rows: int, arguments: Mapping[str, Array], results: Mapping[str, Array]
+) -> ort.IOBinding:
+    """Tie the first `rows` of each array to the graph's argument or result of its name."""
+    binding = session.io_binding()
+    # A graph that does not read an argument (a model with no use for its keys) may have dropped it.
+    read = {argument.name for argument in session.get_inputs()}
+    for name, values in arguments.items():
+        if name in read:
+            binding.bind_input(name, "cpu", 0, values.dtype, (rows, *values.shape[1:]), values.ctypes.data)
+    for name, values in results.items():
+        binding.bind_output(name, "cpu", 0, values.dtype, (rows, *values.shape[1:]), values.ctypes.data)
+    return binding

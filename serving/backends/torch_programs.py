@@ -1,0 +1,49 @@
+"""Backends that run a program with torch: a bundle's TorchScript graphs, or eager modules built from its weights.
+
+The only files of the server that import torch; they are imported when such a backend is asked for.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from serving.backends.base import Backend
+from serving.program import Program
+from serving.request import Array
+
+Graph = Callable[..., tuple[torch.Tensor, ...] | torch.Tensor]
+
+
+class TorchBackend(Backend):
+    """Slots in host memory, shared with torch: arguments are views, results are copied into the slots."""
+
+    def __init__(self, program: Program, encode: Graph, tick: Graph, num_slots: int, max_admissions: int) -> None:
+        super().__init__(program, num_slots, max_admissions)
+        self._encoder, self._ticker = encode, tick
+
+    def _encode(self, rows: int) -> None:
+        self._run(self._encoder, rows, self._inputs, self._encoded)
+
+    def _tick(self, rows: int, side: int, details: bool) -> None:
+        del details  # they are computed either way
+        self._run(
+            self._ticker, rows, self._context | self._state[side], self._state[1 - side] | self._outputs[1 - side]
+        )
+
+    @staticmethod
+    def _run(graph: Graph, rows: int, arguments: Mapping[str, Array], results: Mapping[str, Array]) -> None:
+        with torch.inference_mode():
+            computed = graph(*(torch.from_numpy(values[:rows]) for values in arguments.values()))
+            tensors = (computed,) if isinstance(computed, torch.Tensor) else computed
+            for values, tensor in zip(results.values(), tensors, strict=True):
+                torch.from_numpy(values[:rows]).copy_(tensor)
+
+
+def load_torchscript(graphs: Mapping[str, Path]) -> tuple[Graph, Graph]:
+    """The `encode` and `tick` graphs. A TorchScript file is a program: load only files whose hashes were checked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 deprecates TorchScript, which still runs
+        encode, tick = (torch.jit.load(str(graphs[name]), map_location="cpu").eval() for name in ("encode", "tick"))  # type: ignore[no-untyped-call]
+    return encode, tick

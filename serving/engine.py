@@ -1,0 +1,228 @@
+"""One model's thought loop: admit, tick, record; rows and numbers in, events out. No I/O, no threads.
+
+step:  scheduler.plan -> backend.move, backend.admit -> backend.tick -> scheduler.record -> events
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.backends.base import Backend, TickOutput
+from serving.errors import BackendFailed, DeadlineExceeded, ServingError, Unavailable
+from serving.events import Event, Failure, Tick
+from serving.program import top
+from serving.progress import Progress
+from serving.readout import leading
+from serving.request import Array, Request, StopReason
+from serving.scheduler import Ended, Scheduler, Thought
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class StepReport:
+    """What one step did: events for callers, facts for metrics."""
+
+    events: list[tuple[Request, Event]] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    admitted: list[Thought] = field(default_factory=list)
+    first_ticks: list[Request] = field(default_factory=list)
+    """Requests of which a row ticked for the first time."""
+    finished: list[Progress] = field(default_factory=list)
+    """Requests that ended with a summary."""
+    failures: list[ServingError] = field(default_factory=list)
+    num_ticked: int = 0
+    encode_seconds: float | None = None
+    tick_seconds: float | None = None
+    now: float = 0.0
+
+
+class Engine:
+    """Runs thoughts in slots until each stops.
+
+    Args:
+        clock: monotonic seconds, for how long ticks take; deadlines are on it too.
+        deadline_margin_seconds: an answer leaves this much, and a recent tick's time, before its deadline.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        scheduler: Scheduler,
+        *,
+        clock: Callable[[], float],
+        deadline_margin_seconds: float = 0.02,
+    ) -> None:
+        self.backend = backend
+        self.scheduler = scheduler
+        self._clock = clock
+        self._margin = deadline_margin_seconds
+        self._progress: dict[Request, Progress] = {}
+        self._tick_seconds = 0.0  # moving means, for deadlines and for how long a refused caller should wait
+        self._thought_ticks = float(1)
+
+    @property
+    def idle(self) -> bool:
+        return self.scheduler.idle
+
+    def submit(self, request: Request) -> None:
+        """Let a request wait for slots.
+
+        Raises:
+            QueueFull: too many thoughts wait.
+        """
+        self.scheduler.submit(request, retry_after_seconds=self._queue_seconds())
+        self._progress[request] = Progress(request)
+
+    def cancel(self, request: Request, report: StepReport) -> None:
+        """Forget a request whose caller left; its slots are free before the next tick."""
+        self._progress.pop(request, None)
+        report.ended += self.scheduler.cancel(request)
+
+    def step(self, report: StepReport) -> None:
+        """Run at most one tick, and add what came of it to `report`."""
+        report.now = self._clock()
+        plan = self.scheduler.plan(report.now, horizon=self._margin + self._tick_seconds)
+        self._answer(plan.expired, report)
+        for source, target in plan.moves:
+            self.backend.move(source, target)
+        num_running = plan.num_running
+        if plan.admitted and not self._encode(plan.admitted, report):
+            return  # the slots of those that failed are gaps now; the next plan closes them
+        if num_running:
+            self._tick(num_running, report)
+
+    def end_all(self, report: StepReport) -> None:
+        """End every thought with its best answer so far: a drain's grace is over."""
+        report.now = self._clock()
+        draining = Unavailable("the server is shutting down and this request was not admitted in time")
+        self._answer(self.scheduler.end_all(), report, unticked=draining)
+
+    def _queue_seconds(self) -> float:
+        """About how long the thoughts that wait now will take to be admitted."""
+        rounds = self.scheduler.num_waiting / self.scheduler.num_slots
+        return max(0.01, rounds * self._thought_ticks * self._tick_seconds)
+
+    def _encode(self, admitted: list[Thought], report: StepReport) -> bool:
+        begin = self._clock()
+        slots = [thought.slot for thought in admitted if thought.slot is not None]
+        names = admitted[0].request.inputs
+        inputs: dict[str, Array] = {
+            name: np.stack([thought.request.inputs[name][thought.row] for thought in admitted]) for name in names
+        }
+        try:
+            self.backend.admit(slots, inputs)
+        except Exception as error:
+            log.exception("encode failed", extra={"request_ids": _ids(admitted)})
+            self._fail(
+                admitted, BackendFailed(f"the model failed to encode this input ({type(error).__name__})"), report
+            )
+            return False
+        report.encode_seconds = self._clock() - begin
+        report.admitted += admitted
+        for thought in admitted:
+            self._progress[thought.request].admit(report.now)
+        return True
+
+    def _tick(self, n: int, report: StepReport) -> None:
+        thoughts = list(self.scheduler.running())
+        details = any(thought.request.stream.details for thought in thoughts)
+        begin = self._clock()
+        try:
+            output = self.backend.tick(n, details=details)
+        except Exception as error:
+            log.exception("tick failed", extra={"request_ids": _ids(thoughts)})
+            self._fail(thoughts, BackendFailed(f"the model failed on a tick ({type(error).__name__})"), report)
+            return
+        report.now = self._clock()
+        report.tick_seconds = report.now - begin
+        report.num_ticked = n
+        self._tick_seconds += 0.1 * (report.tick_seconds - self._tick_seconds)
+
+        finite = np.isfinite(output.certainty) & np.isfinite(output.prediction).reshape(n, -1).all(axis=1)
+        best = top(output.prediction) if self.scheduler.table.wants_top(n) else None
+        ended, verdict = self.scheduler.record(output.certainty, finite, output.energy, output.done, best)
+        self.backend.keep(verdict.keep)
+        if verdict.diverged.size:
+            self.backend.keep_previous(verdict.diverged)
+        self._stream(thoughts, output, finite, report)
+        self._answer(ended, report)
+
+    def _stream(
+        self, thoughts: list[Thought], output: TickOutput, finite: NDArray[np.bool_], report: StepReport
+    ) -> None:
+        """Send this tick to those who watch."""
+        ticks = self.scheduler.table.rows["ticks"]
+        watched: list[tuple[int, Thought]] = []
+        for slot, thought in enumerate(thoughts):
+            tick, every = ticks[slot], thought.request.stream.every
+            if tick == 1 and self._progress[thought.request].tick_first():
+                report.first_ticks.append(thought.request)
+            if every and tick % every == 0 and finite[slot]:
+                watched.append((slot, thought))
+        if not watched:
+            return
+        slots = [slot for slot, _ in watched]
+        prediction = output.prediction[slots]  # copies: the views are good until the next tick only
+        details = {name: values[slots] for name, values in output.details.items()}
+        certainty = np.clip(output.certainty[slots], 0.0, 1.0).tolist()
+        energy = None if output.energy is None else output.energy[slots].tolist()
+        leaders = leading(prediction, [thought.request.stream.top_k for _, thought in watched])
+        for index, (slot, thought) in enumerate(watched):
+            stream = thought.request.stream
+            event = Tick(
+                row=thought.row,
+                tick=int(ticks[slot]),
+                certainty=certainty[index],
+                energy=None if energy is None else energy[index],
+                prediction=prediction[index] if stream.predictions else None,
+                leading=leaders[index],
+                details={name: details[name][index] for name in stream.details},
+            )
+            report.events.append((thought.request, event))
+
+    def _answer(self, ended: list[Ended], report: StepReport, *, unticked: ServingError | None = None) -> None:
+        """Send the answers of thoughts that ended, and what their requests came to.
+
+        Args:
+            unticked: why a request none of whose rows ever ticked fails; by default its deadline.
+        """
+        if not ended:
+            return
+        report.ended += ended
+        slots = [end.slot if end.slot is not None else 0 for end in ended]
+        predictions = self.backend.answers(slots)
+        leaders = leading(predictions, [end.thought.request.stream.top_k for end in ended])
+        for index, end in enumerate(ended):
+            request = end.thought.request
+            progress = self._progress.get(request)
+            if progress is None:  # failed with another of its rows
+                continue
+            if end.reason is not StopReason.DEADLINE:
+                self._thought_ticks += 0.05 * (end.ticks_used - self._thought_ticks)
+            has_answer = end.answer_tick > 0
+            progress.answer(end, predictions[index] if has_answer else None, leaders[index] if has_answer else None)
+            report.events += progress.flush()
+            if progress.complete:
+                del self._progress[request]
+                if progress.ticked:
+                    report.events.append((request, progress.summary(report.now)))
+                    report.finished.append(progress)
+                else:
+                    late = unticked or DeadlineExceeded("the deadline came before any row of this request ticked")
+                    report.events.append((request, Failure(late)))
+                    report.failures.append(late)
+
+    def _fail(self, thoughts: list[Thought], error: ServingError, report: StepReport) -> None:
+        """Fail the requests that these thoughts belong to, and free every slot they hold."""
+        for request in dict.fromkeys(thought.request for thought in thoughts):
+            self.cancel(request, report)
+            report.events.append((request, Failure(error)))
+            report.failures.append(error)
+
+
+def _ids(thoughts: Iterable[Thought]) -> list[str]:
+    return list(dict.fromkeys(thought.request.request_id for thought in thoughts))

@@ -1,0 +1,72 @@
+"""What a caller is told: ticks as they happen, an answer for each thought, then a summary, or a failure instead."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import ServingError
+from serving.request import Array, StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Leading:
+    """The k best classes at each of P positions, [P, k], best first."""
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    """Softmax of the prediction, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One tick of one row. Only these may be left out for a slow reader."""
+
+    row: int
+    tick: int
+    certainty: float
+    energy: float | None = None
+    prediction: Array | None = None
+    leading: Leading | None = None
+    details: dict[str, Array] = field(default_factory=dict)
+    link: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one thought."""
+
+    row: int
+    ticks_used: int
+    answer_tick: int
+    """The tick that the prediction comes from; 0 when the row never ticked, and then there is no prediction."""
+    certainty: float
+    stop_reason: StopReason
+    abstained: bool
+    prediction: Array | None = None
+    leading: Leading | None = None
+    energy: float | None = None
+    link: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The last event of a request that did not fail."""
+
+    abstain_mask: list[bool]
+    abstentions: list[int]
+    ticks_used: int
+    queue_seconds: float
+    """From arrival to the admission of the last row."""
+    think_seconds: float
+    """From the first admission to the last answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The last event of a request that failed."""
+
+    error: ServingError
+
+
+Event = Tick | Answer | Summary | Failure

@@ -1,0 +1,50 @@
+"""What the engine must know of a model: named tensors and a start state. It knows no CTM."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.request import Array
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A named tensor; its shape never holds the row dimension."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """The graphs' arguments and results, in order, and what the engine reads of them."""
+
+    inputs: tuple[TensorSpec, ...]
+    context: tuple[TensorSpec, ...]
+    state: tuple[TensorSpec, ...]
+    start: Mapping[str, Array]
+    """The start value of every state tensor, without the row dimension."""
+    prediction: TensorSpec
+    certainty: TensorSpec
+    energy: TensorSpec | None = None
+    done: TensorSpec | None = None
+    details: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = field(default=())
+    """All of a tick's results but the next state, in the graph's order."""
+
+    @property
+    def positions(self) -> int:
+        """Of a structured prediction; its last dimension is the classes."""
+        return prod(self.prediction.shape[:-1])
+
+
+def top(prediction: Array) -> NDArray[np.int64]:
+    """The best class at each position, [n, P], of predictions [n, ..., classes]."""
+    best: NDArray[np.int64] = prediction.argmax(axis=-1).reshape(len(prediction), -1)
+    return best

@@ -1,0 +1,303 @@
+"""Which thought ticks next, in which slot: plain data, no clock, no threads, no tensors.
+
+    WAITING --admit--> RUNNING --stop--> (gone)
+       \\______________________cancel, expire___/
+
+`submit` and `cancel` come from callers, `plan` says what to run, `record` says what the tick decided. Running thoughts
+always fill the first slots: a gap is given to the next thought, else the last running one moves into it.
+"""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf, isnan
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import QueueFull
+from serving.request import Request, StopReason
+from serving.slots import SlotTable, Verdict
+
+
+@dataclass(slots=True, eq=False)
+class Thought:
+    """One row of a request, thinking or waiting to."""
+
+    request: Request
+    row: int
+    slot: int | None = None
+    admitted: bool = False
+    gone: bool = False
+    admission_time: float = inf
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a thought ended. Its answer stands in `slot` of the backend until the next plan."""
+
+    thought: Thought
+    reason: StopReason
+    ticks_used: int = 0
+    answer_tick: int = 0
+    certainty: float = 0.0
+    energy: float | None = None
+    slot: int | None = None
+
+    @property
+    def abstained(self) -> bool:
+        unsound = self.reason is StopReason.DIVERGED or self.answer_tick == 0
+        return unsound or self.certainty < self.thought.request.abstain_below
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do before and at the next tick, in this order."""
+
+    expired: list[Ended]
+    """Answer these first: their slots are given away below."""
+    moves: list[tuple[int, int]]
+    """(source, target) slots; carried out before the admissions."""
+    admitted: list[Thought]
+    """Encode these, each into its `slot`."""
+    num_running: int
+    """Tick slots 0 .. num_running - 1."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Thoughts in the order of their admission, and the same by deadline."""
+
+    order: list[tuple[tuple[int, float, int], Thought]] = field(default_factory=list)
+    deadlines: list[tuple[float, int, Thought]] = field(default_factory=list)
+    size: int = 0
+
+    def push(self, thought: Thought, arrival: int) -> None:
+        request = thought.request
+        heapq.heappush(self.order, ((-request.priority, request.deadline, arrival), thought))
+        if request.deadline < inf:
+            heapq.heappush(self.deadlines, (request.deadline, arrival, thought))
+        self.size += 1
+
+    def pop(self) -> Thought | None:
+        while self.order:
+            thought = heapq.heappop(self.order)[1]
+            if not thought.gone:
+                self.size -= 1
+                return thought
+        return None
+
+    def expire(self, horizon: float) -> list[Thought]:
+        expired = []
+        while self.deadlines and self.deadlines[0][0] <= horizon:
+            thought = heapq.heappop(self.deadlines)[2]
+            if not thought.gone and not thought.admitted:
+                self.drop(thought)
+                expired.append(thought)
+        return expired
+
+    def drop(self, thought: Thought) -> None:
+        """Take a thought out; the heaps forget it when they meet it, or all at once when most of them is gone."""
+        thought.gone = True
+        self.size -= 1
+        if len(self.order) > 64 and len(self.order) > 2 * self.size:
+            self.order = [entry for entry in self.order if not entry[1].gone]
+            heapq.heapify(self.order)
+        self._forget_deadlines()
+
+    def _forget_deadlines(self) -> None:
+        if len(self.deadlines) > 64 and len(self.deadlines) > 2 * self.size:
+            self.deadlines = [entry for entry in self.deadlines if not entry[2].gone and not entry[2].admitted]
+            heapq.heapify(self.deadlines)
+
+    def clear(self) -> list[Thought]:
+        left = [entry[1] for entry in sorted(self.order, key=lambda entry: entry[0]) if not entry[1].gone]
+        for thought in left:
+            thought.gone = True
+        self.order, self.deadlines, self.size = [], [], 0
+        return left
+
+
+class Scheduler:
+    """Gives thoughts slots, and takes the slots back.
+
+    Args:
+        num_slots: thoughts that tick together.
+        max_waiting: thoughts that may wait; a request that does not fit whole is refused.
+        admissions_per_plan: thoughts encoded between two ticks, so that a heavy encoder does not stall the others.
+        positions: of a structured prediction; 1 for plain classes.
+    """
+
+    def __init__(self, *, num_slots: int, max_waiting: int, admissions_per_plan: int, positions: int = 1) -> None:
+        self.num_slots = num_slots
+        self.max_waiting = max_waiting
+        self.admissions_per_plan = admissions_per_plan
+        self.table = SlotTable(num_slots, positions)
+        self._running: list[Thought | None] = [None] * num_slots
+        self._span = 0  # slots below this may run; gaps among them are closed by the next plan
+        self._gaps: list[int] = []  # a heap
+        self._waiting = _Waiting()
+        self._thoughts: dict[Request, list[Thought]] = {}
+        self._left: dict[Request, int] = {}  # of a request's thoughts, those that have not ended
+        self._arrivals = count()
+
+    @property
+    def num_running(self) -> int:
+        return self._span - len(self._gaps)
+
+    @property
+    def num_waiting(self) -> int:
+        return self._waiting.size
+
+    @property
+    def idle(self) -> bool:
+        return not self.num_running and not self.num_waiting
+
+    def running(self) -> Iterable[Thought]:
+        """Running thoughts by slot; right after `plan`, the i-th holds slot i."""
+        return (thought for thought in self._running[: self._span] if thought is not None)
+
+    def submit(self, request: Request, *, retry_after_seconds: float = 1.0) -> None:
+        """Let every row of the request wait, or none.
+
+        Raises:
+            QueueFull: the rows do not fit behind those that wait.
+        """
+        assert request not in self._thoughts, "a request is submitted once"
+        free = self.max_waiting - self._waiting.size
+        if request.rows > free:
+            raise QueueFull(
+                f"{request.rows} rows do not fit: {self._waiting.size} thoughts wait, the limit is {self.max_waiting}",
+                retry_after_seconds=retry_after_seconds,
+            )
+        thoughts = [Thought(request, row) for row in range(request.rows)]
+        self._thoughts[request], self._left[request] = thoughts, request.rows
+        for thought in thoughts:
+            self._waiting.push(thought, next(self._arrivals))
+
+    def cancel(self, request: Request) -> list[Ended]:
+        """Forget what is left of a request, if anything is; its slots are free before the next tick."""
+        ended = []
+        for thought in self._thoughts.get(request, ()):
+            if thought.gone:
+                continue
+            if thought.slot is None:
+                self._waiting.drop(thought)
+                self._forget(thought)
+                ended.append(Ended(thought, StopReason.CANCELLED))
+            else:
+                ended.append(self._end(thought, StopReason.CANCELLED))
+        return ended
+
+    def plan(self, now: float, *, horizon: float = 0.0) -> Plan:
+        """Expire, then close gaps and admit, and say what to run.
+
+        Args:
+            now: seconds, on the clock that deadlines are on.
+            horizon: seconds; a thought whose deadline is no further away ends now, so that its answer is in time.
+        """
+        expired = [
+            self._end(self._at(slot), StopReason.DEADLINE) for slot in self.table.expired(self._span, now + horizon)
+        ]
+        for thought in self._waiting.expire(now + horizon):
+            self._forget(thought)
+            expired.append(Ended(thought, StopReason.DEADLINE))
+        admitted = self._admit(now)
+        moves = self._close_gaps()
+        return Plan(expired, moves, admitted, self._span)
+
+    def record(
+        self,
+        certainty_n: NDArray[np.float32],
+        finite_n: NDArray[np.bool_],
+        energy_n: NDArray[np.float32] | None = None,
+        done_n: NDArray[np.bool_] | None = None,
+        top_nP: NDArray[np.int64] | None = None,
+    ) -> tuple[list[Ended], Verdict]:
+        """Judge the tick of every running thought (see `SlotTable.judge`); those that stop give their slots back."""
+        assert not self._gaps, "a tick runs what was planned, without gaps"
+        assert len(certainty_n) == self._span, "every running thought ticks"
+        verdict = self.table.judge(certainty_n, finite_n, energy_n, done_n, top_nP)
+        stopped = np.flatnonzero(verdict.reasons).tolist()
+        return [self._end(self._at(slot), StopReason(int(verdict.reasons[slot]))) for slot in stopped], verdict
+
+    def drop_running(self) -> list[Ended]:
+        """End every running thought without an answer: the backend failed while it held them."""
+        return [self._end(thought, StopReason.CANCELLED) for thought in list(self.running())]
+
+    def end_all(self) -> list[Ended]:
+        """End every thought as at its deadline: the grace of a drain is over."""
+        ended = [self._end(thought, StopReason.DEADLINE) for thought in list(self.running())]
+        for thought in self._waiting.clear():
+            self._forget(thought)
+            ended.append(Ended(thought, StopReason.DEADLINE))
+        return ended
+
+    def _admit(self, now: float) -> list[Thought]:
+        admitted: list[Thought] = []
+        while len(admitted) < self.admissions_per_plan and self.num_running < self.num_slots:
+            thought = self._waiting.pop()
+            if thought is None:
+                break
+            slot = heapq.heappop(self._gaps) if self._gaps else self._span
+            self._span = max(self._span, slot + 1)
+            self._running[slot] = thought
+            thought.slot, thought.admitted, thought.admission_time = slot, True, now
+            self.table.admit(slot, thought.request)
+            admitted.append(thought)
+        return admitted
+
+    def _close_gaps(self) -> list[tuple[int, int]]:
+        moves = []
+        while self._gaps:
+            gap = heapq.heappop(self._gaps)
+            while self._span > gap and self._running[self._span - 1] is None:
+                self._span -= 1
+            if self._span <= gap:
+                self._gaps.clear()  # a heap gives the lowest first: what is left lies above the span
+                break
+            source = self._span - 1
+            thought = self._at(source)
+            self._running[gap], self._running[source] = thought, None
+            thought.slot = gap
+            self.table.move(source, gap)
+            self._span = source
+            moves.append((source, gap))
+        return moves
+
+    def _at(self, slot: int) -> Thought:
+        thought = self._running[slot]
+        assert thought is not None, f"slot {slot} runs no thought"
+        return thought
+
+    def _end(self, thought: Thought, reason: StopReason) -> Ended:
+        """Take a running thought's slot back."""
+        slot = thought.slot
+        assert slot is not None, "only a running thought holds a slot"
+        row = self.table.rows[slot]
+        answer_tick, energy = int(row["answer_tick"]), float(row["answer_energy"])
+        ended = Ended(
+            thought,
+            reason,
+            ticks_used=int(row["ticks"]),
+            answer_tick=answer_tick,
+            certainty=float(row["answer_certainty"]) if answer_tick else 0.0,
+            energy=None if isnan(energy) else energy,
+            slot=slot,
+        )
+        row["deadline"] = inf
+        self._running[slot] = None
+        heapq.heappush(self._gaps, slot)
+        thought.slot, thought.gone = None, True
+        self._forget(thought)
+        return ended
+
+    def _forget(self, thought: Thought) -> None:
+        """Drop the request when none of its thoughts is left."""
+        left = self._left.get(thought.request, 0) - 1
+        if left > 0:
+            self._left[thought.request] = left
+        else:
+            self._thoughts.pop(thought.request, None)
+            self._left.pop(thought.request, None)

@@ -1,0 +1,164 @@
+"""Which slot runs which thought, and when each stops: one row of numbers a slot, judged all at once.
+
+    judge:  certainty, energy, ... of n slots  ->  a stop reason for each (0: goes on), and who keeps this prediction
+
+The rows are plain numbers, so that a tick costs a handful of vector operations however many thoughts run.
+"""
+
+# Shapes: n running thoughts, in the dense first n of S slots; P positions of a structured prediction.
+
+from dataclasses import dataclass
+from math import nan
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.request import AnswerRule, Request, StopReason
+
+_ROW = np.dtype(
+    [
+        # The policy, fixed at admission.
+        ("min_ticks", np.int32),
+        ("max_ticks", np.int32),
+        ("threshold", np.float32),
+        ("patience", np.int32),
+        ("energy_threshold", np.float32),
+        ("energy_delta", np.float32),
+        ("model_done", np.bool_),
+        ("keep_last", np.bool_),
+        ("deadline", np.float64),
+        # The thought so far.
+        ("ticks", np.int32),
+        ("certainty", np.float32),
+        ("energy", np.float32),
+        ("answer_tick", np.int32),
+        ("answer_certainty", np.float32),
+        ("answer_energy", np.float32),
+        ("unchanged", np.int32),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one tick decided for the first n slots."""
+
+    reasons: NDArray[np.int8]
+    """[n]; 0 where the thought goes on, else its `StopReason`."""
+    keep: NDArray[np.intp]
+    """Slots whose prediction of this tick is their answer so far."""
+    diverged: NDArray[np.intp]
+    """Slots that stop as `DIVERGED`: their answer is the tick before, if there was one."""
+
+
+class SlotTable:
+    """Policies and progress of the running thoughts."""
+
+    def __init__(self, num_slots: int, positions: int) -> None:
+        self.rows = np.zeros(num_slots, _ROW)
+        self._top = np.zeros((num_slots, positions), np.int64)
+        # Views, made once: naming a field of a structured array costs more than the arithmetic on it.
+        self._column = {name: self.rows[name] for name in _ROW.names or ()}
+
+    def admit(self, slot: int, request: Request) -> None:
+        stop = request.stop
+        self.rows[slot] = (
+            stop.min_ticks,
+            stop.max_ticks,
+            stop.certainty_threshold,
+            stop.patience,
+            stop.energy_threshold,
+            stop.energy_delta,
+            stop.model_done,
+            request.answer_rule is AnswerRule.LAST,
+            request.deadline,
+            0,
+            0.0,
+            nan,
+            0,
+            -1.0,
+            nan,
+            0,
+        )
+
+    def move(self, source: int, target: int) -> None:
+        self.rows[target] = self.rows[source]
+        self._top[target] = self._top[source]
+
+    def expired(self, n: int, horizon: float) -> list[int]:
+        """Slots whose deadline is at `horizon` or before."""
+        deadlines = self._column["deadline"][:n]
+        return [] if n == 0 or deadlines.min() > horizon else np.flatnonzero(deadlines <= horizon).tolist()
+
+    def wants_top(self, n: int) -> bool:
+        """Whether any thought needs the top predictions of this tick."""
+        return n > 0 and bool(self._column["patience"][:n].max() > 1)
+
+    def judge(
+        self,
+        certainty_n: NDArray[np.float32],
+        finite_n: NDArray[np.bool_],
+        energy_n: NDArray[np.float32] | None = None,
+        done_n: NDArray[np.bool_] | None = None,
+        top_nP: NDArray[np.int64] | None = None,
+    ) -> Verdict:
+        """Fold one tick of the first n slots into the table, and say who stops and why.
+
+        Args:
+            certainty_n: as the program gave it; clamped to [0, 1] here, before any comparison.
+            finite_n: false where prediction or certainty is not finite.
+            energy_n: of programs with an energy head.
+            done_n: where the program wishes to stop.
+            top_nP: the best class at each position; needed when `wants_top`.
+        """
+        n = len(certainty_n)
+        column = {name: values[:n] for name, values in self._column.items()}
+        certainty = np.clip(certainty_n, 0.0, 1.0)
+        column["ticks"] += 1
+        ticks = column["ticks"]
+        ready = ticks >= column["min_ticks"]
+
+        reasons = np.zeros(n, np.int8)
+        reasons[ticks >= column["max_ticks"]] = StopReason.TICK_BUDGET
+        if energy_n is not None:
+            change = np.abs(energy_n - column["energy"])  # NaN at the first tick, which compares false
+            settled = (energy_n <= column["energy_threshold"]) | (change < column["energy_delta"])
+            reasons[ready & settled] = StopReason.ENERGY
+            column["energy"][:] = energy_n
+        certain = ready & (certainty >= column["threshold"])
+        if top_nP is not None:
+            self._count_unchanged(top_nP)
+            certain &= column["unchanged"] >= column["patience"]
+        reasons[certain] = StopReason.CERTAIN
+        if done_n is not None:
+            reasons[done_n & column["model_done"]] = StopReason.MODEL_DONE
+
+        # Strictly greater: of equally certain ticks the earliest is the answer.
+        keep = (certainty > column["answer_certainty"]) | column["keep_last"] | (reasons == StopReason.ENERGY)
+        if top_nP is not None:
+            keep |= (reasons == StopReason.CERTAIN) & (column["patience"] > 1)
+        diverged = np.flatnonzero(~finite_n)
+        if diverged.size:
+            keep &= finite_n
+            reasons[diverged] = StopReason.DIVERGED
+            self._fall_back(diverged)
+        kept = np.flatnonzero(keep)
+        column["answer_tick"][kept] = ticks[kept]
+        column["answer_certainty"][kept] = certainty[kept]
+        column["answer_energy"][kept] = column["energy"][kept]
+        column["certainty"][:] = certainty
+        return Verdict(reasons, kept, diverged)
+
+    def _count_unchanged(self, top_nP: NDArray[np.int64]) -> None:
+        n = len(top_nP)
+        same = (self._top[:n] == top_nP).all(axis=1) & (self._column["ticks"][:n] > 1)
+        unchanged = self._column["unchanged"][:n]
+        unchanged[:] = np.where(same, unchanged + 1, 1)
+        self._top[:n] = top_nP
+
+    def _fall_back(self, slots: NDArray[np.intp]) -> None:
+        """Make the tick before the answer of `slots`: it was finite, as a thought stops at its first that is not."""
+        answer_tick = self._column["ticks"][slots] - 1
+        self._column["answer_tick"][slots] = answer_tick
+        self._column["answer_certainty"][slots] = np.where(answer_tick > 0, self._column["certainty"][slots], 0.0)
+        self._column["answer_energy"][slots] = nan

@@ -1,0 +1,26 @@
+"""What a CTM can be trained on: each task in a file of its own, all of them behind `load_task`."""
+
+from pathlib import Path
+
+from ctm.tasks.config import TaskConfig
+from ctm.tasks.digits import digits
+from ctm.tasks.mnist import mnist
+from ctm.tasks.parity import parity
+from ctm.tasks.task import Batch, LazyRows, Rows, Task, TensorRows
+
+__all__ = ["Batch", "LazyRows", "Rows", "Task", "TaskConfig", "TensorRows", "load_task"]
+
+
+def load_task(config: TaskConfig, data_dir: Path | None = None) -> Task:
+    """The task that a configuration names.
+
+    Args:
+        data_dir: the folder that holds the data; None lets a task that can fetch its data do so.
+    """
+    match config.name:
+        case "digits":
+            return digits(config)
+        case "mnist":
+            return mnist(config, data_dir)
+        case "parity":
+            return parity(config)

@@ -13,7 +13,7 @@ from serving.request import Array
 class OnnxRuntimeBackend(Backend):
     """Slots in host memory, bound once for each row count, so that a tick copies nothing and allocates nothing.
 
-    On another provider than the CPU the same bindings hold, and the runtime carries the state over the bus on each tick.
+    On another provider than the CPU the same bindings hold, and the runtime carries the state to it and back each tick.
 
     Args:
         graphs: paths of the `encode` and `tick` graphs.
@@ -37,9 +37,8 @@ class OnnxRuntimeBackend(Backend):
         super().__init__(program, num_slots, max_admissions)
         missing = [name for name in providers if name not in ort.get_available_providers()]
         if missing:
-            raise ValueError(
-                f"ONNX Runtime has no {', '.join(missing)}; this installation has {', '.join(ort.get_available_providers())}"
-            )
+            available = ", ".join(ort.get_available_providers())
+            raise ValueError(f"ONNX Runtime has no {', '.join(missing)}; this installation has {available}")
         options = ort.SessionOptions()
         options.intra_op_num_threads = intra_op_threads
         options.log_severity_level = 3

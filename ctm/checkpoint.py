@@ -1,0 +1,181 @@
+"""Checkpoints: folders that are whole or not there, written aside and renamed, without pickle.
+
+    update-001600/
+      weights.safetensors     the weights that are served
+      config.json             family, model, task, run, and where the weights come from
+      trainer/
+        progress.json         how far the run is, and its best evaluation
+        optimiser.safetensors AdamW's means, by parameter number and name
+        weights.safetensors   the weights being trained, where the served ones are their average
+
+`best` and `last` beside a run's checkpoints are links to one of them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ctm.config import CTMConfig
+from ctm.model import CTM
+
+Tensors = Mapping[str, Tensor]
+ASIDE = ".aside-"
+
+
+class CheckpointError(ValueError):
+    """A folder is no checkpoint, or not one of the model that it should be of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """All that a checkpoint folder holds."""
+
+    weights: Tensors
+    config: Mapping[str, Any]
+    """JSON-able: "family", "model", "task", "run", "provenance"."""
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-able."""
+    trainer: Mapping[str, Tensors] = field(default_factory=dict)
+    """Groups of tensors by the name of their file."""
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Make the folder, at once: whoever looks sees no folder, the old one or all of the new one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.parent / f"{ASIDE}{folder.name}-{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "trainer").mkdir(parents=True)
+    _write_tensors(aside / "weights.safetensors", checkpoint.weights)
+    _write_json(aside / "config.json", checkpoint.config)
+    _write_json(aside / "trainer" / "progress.json", checkpoint.progress)
+    for name, tensors in checkpoint.trainer.items():
+        _write_tensors(aside / "trainer" / f"{name}.safetensors", tensors)
+    for path in (aside / "trainer", aside):
+        _synchronise(path)
+    if folder.exists():
+        # A folder cannot take the place of another in one go; the old one is set aside first.
+        old = folder.parent / f"{ASIDE}old-{folder.name}-{os.getpid()}"
+        folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old)
+    else:
+        aside.rename(folder)
+    _synchronise(folder.parent)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Everything in a checkpoint, tensors on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    trainer = {path.stem: _read_tensors(path) for path in sorted((folder / "trainer").glob("*.safetensors"))}
+    return Checkpoint(
+        weights=_read_tensors(folder / "weights.safetensors"),
+        config=_read_json(folder / "config.json"),
+        progress=_read_json(folder / "trainer" / "progress.json"),
+        trainer=trainer,
+    )
+
+
+def load_model(folder: Path) -> tuple[CTM, dict[str, Any]]:
+    """The model of a checkpoint, in evaluation mode, and the checkpoint's config.json.
+
+    Args:
+        folder: a checkpoint, or a run's folder, which stands for its best checkpoint.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint, or its weights are not those of its configuration.
+    """
+    folder = find_checkpoint(folder)
+    config = read_config(folder)
+    if config.get("family") != "ctm":
+        raise CheckpointError(f"{folder / 'config.json'}: family must be 'ctm', got {config.get('family')!r}")
+    try:
+        model = CTM(CTMConfig.from_dict(config["model"]))
+        model.load_state_dict(_read_tensors(folder / "weights.safetensors"), strict=True)
+    except KeyError as error:
+        raise CheckpointError(f"{folder / 'config.json'} lacks the key {error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    return model.eval(), config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint; raises CheckpointError when there is none."""
+    return _read_json(folder / "config.json")
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The checkpoint that a path stands for: itself, or a run's best one, or its last while none is best."""
+    for candidate in (folder, folder / "best", folder / "last"):
+        if (candidate / "weights.safetensors").is_file():
+            return candidate.resolve()
+    raise CheckpointError(f"{folder} is no checkpoint and no run's folder: it holds no weights.safetensors, best or last")
+
+
+def point_at(link: Path, target: Path) -> None:
+    """Let `link` mean `target` from now on; there is no moment at which it means nothing."""
+    aside = link.parent / f"{ASIDE}{link.name}-{os.getpid()}"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(os.path.relpath(target, link.parent))
+    os.replace(aside, link)
+    _synchronise(link.parent)
+
+
+def prune(checkpoints: Path, keep: int, spared: set[Path]) -> None:
+    """Remove all but the newest `keep` checkpoints and the spared ones, and whatever a killed process left aside.
+
+    Args:
+        checkpoints: a folder whose checkpoints sort by name as they do by age.
+    """
+    spared_names = {path.name for path in spared}
+    folders = sorted(path for path in checkpoints.iterdir() if path.is_dir())
+    whole = [path for path in folders if not path.name.startswith(ASIDE)]
+    half = [path for path in folders if path.name.startswith(ASIDE)]
+    for path in half + [path for path in whole[:-keep] if path.name not in spared_names]:
+        shutil.rmtree(path)
+
+
+def _write_tensors(path: Path, tensors: Tensors) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    _synchronise(path)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    _synchronise(path)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _synchronise(path: Path) -> None:
+    """Have a file or folder on the disk, not only on its way there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,268 @@
+"""The training loop: update after update, with reports, evaluations and checkpoints in between.
+
+One update: rows -> thoughts -> loss -> gradients (summed over parts and processes) -> clip -> AdamW -> decays
+projected -> average. All chance is a function of the seed and the number of the update, so weights, AdamW's means and
+that number are all there is to know to go on as if nothing had happened.
+"""
+
+import copy
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ctm.checkpoint import Checkpoint, point_at, prune, read_checkpoint, write_checkpoint
+from ctm.model import CTM
+from ctm.tasks import Batch, Task
+from ctm.training.chance import Purpose, RowOrder, derived_seed, generator, seed_everything
+from ctm.training.config import RunConfig
+from ctm.training.evaluate import Evaluation, evaluate, judge_predictions
+from ctm.training.interrupt import Interrupt
+from ctm.training.objective import objective
+from ctm.training.optimiser import average_into, make_optimiser, means, set_learning_rate, set_means
+from ctm.training.report import Reporter
+from ctm.training.schedule import learning_rate
+
+
+class DivergedError(RuntimeError):
+    """Training left the finite numbers."""
+
+
+class Measured(NamedTuple):
+    """What one update showed of itself, in this process; scalars on the device."""
+
+    loss: Tensor
+    accuracy: Tensor
+    """At the most certain tick."""
+    answer_tick: Tensor
+    """Mean of the most certain tick, counted from 1."""
+    gradient_norm: Tensor
+    """Before clipping, over all processes."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is."""
+
+    done: int = 0
+    """Updates."""
+    best_update: int = 0
+    best_accuracy: float = -1.0
+    """Held-out, at the most certain tick."""
+
+
+class Trainer:
+    """One run: what it learns with, and how far it is."""
+
+    def __init__(
+        self, config: RunConfig, task: Task, accelerator: Accelerator, reporter: Reporter, origin: dict[str, Any]
+    ) -> None:
+        """Weights and pairs are drawn from the run's seed.
+
+        Args:
+            origin: kept in every checkpoint: the command and the versions that made it.
+        """
+        rows = config.batch_size // accelerator.num_processes
+        if config.batch_size % (accelerator.num_processes * config.parts):
+            raise ValueError(
+                f"batch_size must divide into {config.parts} equal parts in each of {accelerator.num_processes} "
+                f"processes, got {config.batch_size}"
+            )
+        self.config, self.task, self.accelerator, self.reporter, self.origin = (
+            config,
+            task,
+            accelerator,
+            reporter,
+            origin,
+        )
+        self.progress = Progress()
+        self._mine = slice(accelerator.process_index * rows, (accelerator.process_index + 1) * rows)
+        self._order = RowOrder(config.seed, len(task.train), config.batch_size)
+
+        seed_everything(config.seed, Purpose.WEIGHTS)
+        self.model = CTM(config.model, seed=derived_seed(config.seed, Purpose.PAIRS)).to(accelerator.device)
+        # What is evaluated and exported: the average of the weights, or a copy of them. Apart from the model that
+        # learns, because accelerate wraps that one in its precision.
+        self.served = copy.deepcopy(self.model).eval()
+        self._wrapped: nn.Module
+        self._optimiser: torch.optim.Optimizer
+        self._wrapped, self._optimiser = accelerator.prepare(self.model, make_optimiser(self.model, config.optimiser))
+
+    def run(self, interrupt: Interrupt) -> bool:
+        """Do all updates that are left; False when a signal ended it before."""
+        config, every = self.config, self.config.report
+        window = Window(self.accelerator, config)
+        while self.progress.done < config.updates:
+            window.add(self.update())
+            done = self.progress.done
+            self.reporter.advance()
+            finished, asked = done == config.updates, self._any(interrupt.signal_name is not None)
+            if done % every.every == 0 or finished:
+                self.reporter.report(done, window.close(self._rate(done - 1), done / self._order.batches))
+            best = (done % every.evaluate_every == 0 or finished) and self.evaluate()
+            if best or done % every.checkpoint_every == 0 or finished or asked:
+                self.save()
+            if asked and not finished:
+                return False
+        return True
+
+    def update(self) -> Measured:
+        """Change the weights once.
+
+        Raises:
+            DivergedError: loss or gradient is not finite; the weights are as they were.
+        """
+        config, number = self.config, self.progress.done
+        seed_everything(config.seed, Purpose.FORWARD, number, self.accelerator.process_index)
+        inputs, targets = self._batch(number)
+        set_learning_rate(self._optimiser, self._rate(number))
+        measured = []
+        self._wrapped.train()
+        for part, (some_inputs, some_targets) in enumerate(
+            zip(inputs.chunk(config.parts), targets.chunk(config.parts), strict=True), start=1
+        ):
+            # Gradients cross processes once, with the last part.
+            with nullcontext() if part == config.parts else self.accelerator.no_sync(self._wrapped):
+                thoughts = self._wrapped(some_inputs)
+                loss = objective(thoughts, some_targets, self.task.loss, config.loss)
+                self.accelerator.backward(loss.value / config.parts)
+            correct, _ = judge_predictions(thoughts.predictions, some_targets, self.task.prediction_shape)
+            accuracy = correct.gather(1, loss.tick[:, None]).mean()
+            measured.append(torch.stack([loss.value.detach(), accuracy, loss.tick.float().mean() + 1]))
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.optimiser.clip_norm or math.inf)
+        assert norm is not None, "gradients are clipped where they have been summed"
+        mean = torch.stack(measured).mean(dim=0)
+        self._check_finite(number, mean[0], norm)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        self.model.project_decays()
+        self.progress.done += 1
+        if config.optimiser.average_decay:
+            average_into(self.served, self.model, self.progress.done, config.optimiser.average_decay)
+        return Measured(*mean, norm)
+
+    def evaluate(self) -> bool:
+        """Think about the held-out rows; True when it never went better."""
+        self._refresh_served()
+        rows = self.config.report.batch_size
+        evaluation: Evaluation = evaluate(self.served, self.task, self.task.held_out, rows, self.accelerator)
+        best = evaluation.accuracy > self.progress.best_accuracy
+        if best:
+            self.progress.best_accuracy, self.progress.best_update = evaluation.accuracy, self.progress.done
+        self.reporter.evaluation(self.progress.done, evaluation, best)
+        return best
+
+    def save(self) -> None:
+        """Write a checkpoint, point `last` and `best` at it where they belong, and remove old ones."""
+        if self.accelerator.is_main_process:
+            self._refresh_served()
+            folder = self._folder(self.progress.done)
+            trainer = {"optimiser": means(self._optimiser)}
+            if self.config.optimiser.average_decay:
+                trainer["weights"] = self.model.state_dict()
+            progress = {name: getattr(self.progress, name) for name in Progress.__slots__}
+            write_checkpoint(
+                folder,
+                Checkpoint(
+                    weights=self.served.state_dict(),
+                    config={**self.origin, "update": self.progress.done},
+                    progress=progress,
+                    trainer=trainer,
+                ),
+            )
+            self._point(folder)
+            prune(folder.parent, self.config.report.keep, {self._folder(self.progress.best_update)})
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        checkpoint = read_checkpoint(folder)
+        self.progress = Progress(**checkpoint.progress)
+        self.served.load_state_dict(dict(checkpoint.weights))
+        self.model.load_state_dict(dict(checkpoint.trainer.get("weights", checkpoint.weights)))
+        set_means(self._optimiser, checkpoint.trainer["optimiser"])
+        if self.accelerator.is_main_process:
+            # A process killed between its writes may have left the links behind.
+            self._point(folder)
+
+    def _batch(self, update: int) -> Batch:
+        """This process's rows of an update, on its device."""
+        inputs, targets = self.task.train.take(self._order.indices(update)[self._mine])
+        inputs, targets = inputs.to(self.accelerator.device), targets.to(self.accelerator.device)
+        if self.task.augment is not None:
+            chance = generator(self.config.seed, Purpose.AUGMENT, update, self.accelerator.process_index)
+            inputs = self.task.augment(inputs, generator=chance)
+        return Batch(inputs, targets)
+
+    def _rate(self, update: int) -> float:
+        optimiser = self.config.optimiser
+        return learning_rate(
+            update,
+            warmup=optimiser.warmup_updates,
+            updates=self.config.updates,
+            highest=optimiser.learning_rate,
+            lowest=optimiser.final_learning_rate,
+        )
+
+    def _check_finite(self, update: int, loss: Tensor, norm: Tensor) -> None:
+        if not math.isfinite(norm):
+            raise DivergedError(
+                f"update {update + 1}: the loss is {float(loss)} and the norm of its gradient is {float(norm)}; the "
+                f"weights are kept as they were. A lower optimiser.learning_rate or optimiser.clip_norm may help"
+            )
+
+    def _refresh_served(self) -> None:
+        if not self.config.optimiser.average_decay:
+            self.served.load_state_dict(self.model.state_dict())
+
+    def _any(self, mine: bool) -> bool:
+        """Whether it is true in any process: all must leave the loop at the same update."""
+        if self.accelerator.num_processes == 1:
+            return mine
+        asked: Tensor = self.accelerator.reduce(torch.tensor(float(mine), device=self.accelerator.device))
+        return bool(asked > 0)
+
+    def _folder(self, update: int) -> Path:
+        return self.config.folder / "checkpoints" / f"update-{update:06d}"
+
+    def _point(self, folder: Path) -> None:
+        point_at(self.config.folder / "last", folder)
+        best = self._folder(self.progress.best_update)
+        if best.exists():
+            point_at(self.config.folder / "best", best)
+
+
+class Window:
+    """Means over the updates since the last report."""
+
+    def __init__(self, accelerator: Accelerator, config: RunConfig) -> None:
+        self._accelerator = accelerator
+        self._thoughts, self._ticks = config.batch_size, config.model.ticks
+        self._open()
+
+    def _open(self) -> None:
+        self._sum: Tensor | None = None
+        self._updates = 0
+        self._began = time.monotonic()
+
+    def add(self, measured: Measured) -> None:
+        stacked = torch.stack(measured)
+        self._sum = stacked if self._sum is None else self._sum + stacked
+        self._updates += 1
+
+    def close(self, rate: float, epoch: float) -> dict[str, float]:
+        """The means over all processes; the next window begins."""
+        assert self._sum is not None, "a window is closed after an update"
+        means: Tensor = self._accelerator.reduce(self._sum / self._updates, reduction="mean")
+        scalars = dict(zip(Measured._fields, means.tolist(), strict=True))
+        seconds = time.monotonic() - self._began
+        scalars["ticks_per_second"] = self._updates * self._thoughts * self._ticks / seconds
+        scalars["learning_rate"], scalars["epoch"] = rate, epoch
+        self._open()
+        return scalars

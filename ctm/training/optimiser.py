@@ -1,0 +1,58 @@
+"""AdamW over a model's weights, and its means as plain tensors that a checkpoint can hold."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from ctm.training.config import OptimiserConfig
+
+
+def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
+    """Weight decay is for matrices and larger; a start state is a value, not a map, so it is spared too."""
+    named = list(model.named_parameters())
+    decayed = [weight for name, weight in named if weight.dim() >= 2 and not name.startswith("start_")]
+    spared = [weight for name, weight in named if weight.dim() < 2 or name.startswith("start_")]
+    return AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(config.beta_first, config.beta_second),
+        eps=config.epsilon,
+    )
+
+
+def set_learning_rate(optimiser: Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def means(optimiser: Optimizer) -> dict[str, Tensor]:
+    """AdamW's memory, each tensor named by parameter number and kind: `12.exp_avg`."""
+    state: dict[int, dict[str, Tensor]] = optimiser.state_dict()["state"]
+    return {f"{number}.{kind}": tensor for number, kinds in state.items() for kind, tensor in kinds.items()}
+
+
+def set_means(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The opposite of `means`; rates and the like stay those of the configuration."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, kind = name.split(".", 1)
+        state.setdefault(int(number), {})[kind] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+@torch.no_grad()
+def average_into(average: nn.Module, model: nn.Module, updates: int, decay: float) -> None:
+    """Move the average towards the model's weights; what is no weight, such as pair indices, is copied.
+
+    Args:
+        updates: how many the model has had, from 1. Early on the average forgets faster, so that it is not made of
+            the random weights it began with.
+    """
+    keep = min(decay, (1 + updates) / (10 + updates))
+    for mine, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, 1 - keep)
+        else:
+            mine.copy_(theirs)

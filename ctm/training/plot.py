@@ -1,0 +1,37 @@
+"""A picture of an evaluation: accuracy and certainty by tick, and what each certainty threshold costs in ticks."""
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ctm.training.evaluate import Evaluation
+
+
+def plot_evaluation(evaluation: Evaluation, title: str) -> Figure:
+    # Without pyplot: its global figures would outlive the run, and it wants to know of screens.
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    ticks = range(1, len(evaluation.accuracy_by_tick) + 1)
+
+    by_tick, by_threshold = figure.subplots(1, 2)
+    by_tick.plot(ticks, evaluation.accuracy_by_tick, marker=".", label="accuracy")
+    by_tick.plot(ticks, evaluation.certainty_by_tick, marker=".", label="mean certainty")
+    by_tick.axhline(evaluation.accuracy, linestyle=":", color="grey", label="accuracy, most certain tick")
+    by_tick.set(xlabel="tick", ylabel="share of rows", ylim=(0, 1.02))
+    by_tick.legend(loc="lower right")
+    by_tick.grid(alpha=0.3)
+
+    points = evaluation.frontier
+    by_threshold.plot([point.mean_ticks for point in points], [point.accuracy for point in points], marker=".")
+    for point in points[:: max(1, len(points) // 6)]:
+        by_threshold.annotate(f"{point.threshold:g}", (point.mean_ticks, point.accuracy), fontsize=8)
+    by_threshold.set(xlabel="mean ticks", ylabel="accuracy", title="stopping at a certainty threshold")
+    by_threshold.grid(alpha=0.3)
+    return figure
+
+
+def save_plot(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,112 @@
+"""From a configuration to a finished run: the parts are made, put together, and the loop is let go."""
+
+import contextlib
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ctm.checkpoint import CheckpointError
+from ctm.tasks import Task, load_task
+from ctm.training.config import RunConfig
+from ctm.training.fit import check_fit
+from ctm.training.interrupt import Interrupt
+from ctm.training.loop import Trainer
+from ctm.training.report import FolderReporter, Reporter
+from ctm.training.settings import ConfigError, to_table
+
+PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
+
+
+def train(config: RunConfig, *, resume: bool = False, command: Sequence[str] = ()) -> bool:
+    """Train until all updates are done or a signal asks to stop; the run's folder holds the result.
+
+    Args:
+        resume: go on from the run's last checkpoint. Without, a folder that holds one is left alone.
+        command: what the user typed, kept in the checkpoints.
+
+    Returns:
+        Whether all updates are done.
+
+    Raises:
+        ConfigError, CheckpointError, FetchError, IdxError, FileNotFoundError: the run cannot begin.
+        DivergedError: it began and left the finite numbers.
+    """
+    last = config.folder / "last"
+    if resume and not last.exists():
+        raise CheckpointError(f"{config.folder} holds no checkpoint to resume from")
+    if not resume and last.exists():
+        raise ConfigError(f"{config.folder} already holds a run: --resume {config.folder} goes on, --name makes another")
+    _prepare_torch(config)
+    with Interrupt() as interrupt, contextlib.ExitStack() as stack:
+        accelerator = Accelerator(mixed_precision=PRECISIONS[config.precision], cpu=config.device == "cpu")
+        stack.callback(accelerator.end_training)
+        # The first process fetches what must be fetched, the others find it.
+        with accelerator.local_main_process_first():
+            task = load_task(config.task, config.data_dir)
+        check_fit(config.model, task)
+        trainer = Trainer(config, task, accelerator, Reporter(), _origin(config, task, command))
+        if resume:
+            trainer.restore(last.resolve())
+        if accelerator.is_main_process:
+            done = trainer.progress.done
+            trainer.reporter = stack.enter_context(FolderReporter(config.folder, done, config.updates))
+        trainer.reporter.say(_greeting(trainer))
+        finished = trainer.run(interrupt)
+        trainer.reporter.say(_farewell(trainer, finished, interrupt.signal_name))
+        return finished
+
+
+def _prepare_torch(config: RunConfig) -> None:
+    """The same numbers from the same seed."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    # cuBLAS reads it when it starts, and is not deterministic without.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Of use only to those who read memory before they write it; it costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def _origin(config: RunConfig, task: Task, command: Sequence[str]) -> dict[str, Any]:
+    run = to_table(config)
+    return {
+        "family": "ctm",
+        "model": config.model.to_dict(),
+        "task": {
+            **run["task"],
+            "input_name": task.input_name,
+            "labels": list(task.labels),
+            "prediction_shape": list(task.prediction_shape),
+        },
+        "run": run,
+        "provenance": {
+            "command": shlex.join(command),
+            "seed": config.seed,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _greeting(trainer: Trainer) -> str:
+    config, accelerator = trainer.config, trainer.accelerator
+    weights = sum(weight.numel() for weight in trainer.model.parameters())
+    begin = f"resumed after update {trainer.progress.done}" if trainer.progress.done else "begun"
+    return (
+        f"{config.folder} {begin}: task {config.task.name}, {weights:,} weights, {config.model.ticks} ticks, "
+        f"{config.batch_size} rows an update, {accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"{config.precision}"
+    )
+
+
+def _farewell(trainer: Trainer, finished: bool, signal_name: str | None) -> str:
+    folder: Path = trainer.config.folder
+    if finished:
+        return f"{folder} finished: {folder / 'best'} is update {trainer.progress.best_update}"
+    return f"{folder} stopped by {signal_name} after update {trainer.progress.done}; --resume {folder} goes on"

@@ -35,6 +35,8 @@ class StepReport:
     """Requests that ended with a summary."""
     failures: list[ServingError] = field(default_factory=list)
     num_ticked: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
     encode_seconds: float | None = None
     tick_seconds: float | None = None
     now: float = 0.0

@@ -1,0 +1,33 @@
+"""`ctm-serve`: read the settings, serve until told to stop."""
+
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from serving import logs
+from serving.config import ServerConfig, load_config
+from serving.errors import BundleRefused
+from serving.server import Server
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server; returns the exit status: 0 after a drain, 1 when it cannot start."""
+    config = load_config(sys.argv[1:] if argv is None else argv)
+    logs.configure(config.log_level, config.log_format)
+    try:
+        uvloop.run(_serve(config))
+    except (BundleRefused, OSError, ValueError) as error:
+        print(f"ctm-serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(config: ServerConfig) -> None:
+    server = Server(config)
+    await server.start()
+    await server.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

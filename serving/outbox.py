@@ -1,0 +1,65 @@
+"""What one caller has not been sent yet: bounded, so that a slow reader costs memory for a few ticks and no more.
+
+While there is room every tick is kept. Beyond, the newest tick of a row takes the place of its unsent older one;
+answers and the last event are never lost. Lives on the event loop; has no lock.
+"""
+
+import asyncio
+
+from serving.events import Event, Failure, Summary, Tick
+
+
+class Outbox:
+    """Unsent events of one request, in order.
+
+    Args:
+        capacity: events kept before ticks replace older ticks; a row without an unsent tick may always add one.
+    """
+
+    __slots__ = ("_capacity", "_events", "_ready", "_unsent_tick", "closed")
+
+    def __init__(self, capacity: int) -> None:
+        self.closed = False
+        """Whether the last event is in."""
+        self._capacity = capacity
+        self._events: list[Event] = []
+        self._unsent_tick: dict[int, int] = {}  # row -> place of its newest unsent tick
+        self._ready: asyncio.Future[None] | None = None
+
+    def put(self, event: Event) -> bool:
+        """Add an event; true when it took the place of an older tick."""
+        assert not self.closed, "nothing follows a request's last event"
+        if isinstance(event, Tick):
+            place = self._unsent_tick.get(event.row)
+            if place is not None and len(self._events) >= self._capacity:
+                self._events[place] = event
+                return True
+            self._unsent_tick[event.row] = len(self._events)
+        elif isinstance(event, Summary | Failure):
+            self.closed = True
+        self._events.append(event)
+        self._wake()
+        return False
+
+    def abandon(self) -> None:
+        """Forget what is unsent; whoever waits in `take` is told that nothing follows."""
+        self._events.clear()
+        self._unsent_tick.clear()
+        self.closed = True
+        self._wake()
+
+    async def take(self) -> list[Event]:
+        """All that is unsent, as soon as there is something; empty when the last event has been taken."""
+        if not self._events and not self.closed:
+            self._ready = asyncio.get_running_loop().create_future()
+            try:
+                await self._ready
+            finally:
+                self._ready = None
+        events, self._events = self._events, []
+        self._unsent_tick.clear()
+        return events
+
+    def _wake(self) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)

@@ -1,0 +1,192 @@
+"""Startup, serving, drain: the parts put together and taken down again in order.
+
+start:  store -> backends -> engine threads -> gRPC and HTTP ports -> SERVING
+drain:  NOT_SERVING -> running thoughts finish -> gRPC calls end -> engine threads end -> HTTP port closes
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from functools import partial
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from protos import ctm_serving_pb2 as pb
+from protos import ctm_serving_pb2_grpc as pb_grpc
+from serving.backends.load import load_backend
+from serving.config import ServerConfig
+from serving.engine import Engine, StepReport
+from serving.errors import BundleRefused, ServingError
+from serving.http import SidePort
+from serving.metrics import Metrics
+from serving.models import Models, Served
+from serving.rpc import Thinker
+from serving.runner import Runner
+from serving.scheduler import Scheduler
+from serving.store import Bundle, scan
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Thinker"].full_name
+_LAST_CALLS_SECONDS = 5.0  # for what the drain has answered to reach its readers
+
+
+class Server:
+    """One process's ports, models and metrics.
+
+    Args:
+        registry: where the metrics are registered; a fresh one for each server of a process.
+    """
+
+    def __init__(self, config: ServerConfig, registry: CollectorRegistry | None = None) -> None:
+        self.config = config
+        self.models = Models()
+        self.port = 0
+        """Of gRPC, once started; the one configured, or the one the system chose for 0."""
+        self.http_port = 0
+        self._registry = registry or _process_registry()
+        self._metrics = Metrics(self._registry)
+        self._not_ready: str | None = "starting"
+        self._health = health.HealthServicer()
+        self._stop = asyncio.Event()
+
+    async def start(self) -> None:
+        """Load every model, then open the ports.
+
+        Raises:
+            BundleRefused: no bundle of the store may serve, or one asked for by name is not there.
+            OSError: a port is taken.
+        """
+        self._http = SidePort(self._registry, lambda: self._not_ready)
+        self.http_port = await self._http.start(self.config.http_address)
+        for bundle in self._find_bundles():
+            self.models.add(self._serve(bundle))
+        self._grpc = self._make_grpc()
+        await self._grpc.start()
+        for served in self.models:
+            await self._set_health(served.bundle.name, serving=True)
+        for name in ("", SERVICE):
+            await self._set_health(name, serving=True)
+        self._not_ready = None
+        log.info("serving", extra={"address": self._bound_address(), "http_port": self.http_port})
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        await self._stop.wait()
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Finish what runs within the grace period, then close."""
+        begin = time.monotonic()
+        self._not_ready = "shutting down"
+        await self._health.enter_graceful_shutdown()
+        log.info("draining", extra={"grace_seconds": self.config.grace_seconds})
+        runners = [served.runner for served in self.models]
+        await asyncio.gather(*(runner.drain(self.config.grace_seconds) for runner in runners))
+        await self._grpc.stop(_LAST_CALLS_SECONDS)
+        await asyncio.gather(*(runner.close() for runner in runners))
+        await self._http.stop()
+        log.info("stopped", extra={"seconds": round(time.monotonic() - begin, 3)})
+
+    def _find_bundles(self) -> list[Bundle]:
+        config = self.config
+        bundles, refused = scan(config.store, config.version_policy)
+        for refusal in refused:
+            log.error("bundle refused", extra={"reason": str(refusal)})
+        if config.models:
+            missing = sorted(set(config.models) - {bundle.name for bundle in bundles})
+            if missing:
+                raise BundleRefused(f"{config.store} holds no bundle that may serve {', '.join(missing)}")
+            bundles = [bundle for bundle in bundles if bundle.name in config.models]
+        if not bundles:
+            raise BundleRefused(f"{config.store} holds no bundle that may serve")
+        return bundles
+
+    def _serve(self, bundle: Bundle) -> Served:
+        config = self.config
+        begin = time.monotonic()
+        backend = load_backend(bundle, config.backend, config.engine)
+        scheduler = Scheduler(
+            num_slots=config.engine.num_slots,
+            max_waiting=config.engine.max_waiting,
+            admissions_per_plan=config.engine.encode_rows_per_step,
+            positions=bundle.program.positions,
+        )
+        engine = Engine(
+            backend,
+            scheduler,
+            clock=time.monotonic,
+            deadline_margin_seconds=config.engine.deadline_margin_seconds,
+        )
+        runner = Runner(
+            f"{bundle.name}/{bundle.version}",
+            engine,
+            on_report=partial(self._report, bundle),
+            on_death=partial(self._mark_dead, bundle),
+            outbox_capacity=config.stream_buffer,
+        )
+        self._metrics.model_info(bundle, config.backend.kind)
+        seconds = round(time.monotonic() - begin, 3)
+        log.info("model ready", extra={"model": bundle.name, "version": bundle.version, "seconds": seconds})
+        return Served(bundle, runner, config.backend.kind, on_refusal=partial(self._refuse, bundle))
+
+    def _make_grpc(self) -> grpc.aio.Server:
+        config = self.config
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", config.max_message_bytes),
+                ("grpc.so_reuseport", 0),
+            ],
+            maximum_concurrent_rpcs=config.max_concurrent_calls,
+        )
+        engine = config.engine
+        thinker = Thinker(
+            self.models, max_rows=engine.max_rows, max_stream_requests=engine.max_waiting + engine.num_slots
+        )
+        pb_grpc.add_ThinkerServicer_to_server(thinker, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if config.reflection:
+            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        try:
+            self.port = server.add_insecure_port(config.address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {config.address}: {error}") from error
+        return server
+
+    def _bound_address(self) -> str:
+        return f"{self.config.address.rpartition(':')[0]}:{self.port}"
+
+    async def _set_health(self, service: str, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+    def _report(self, bundle: Bundle, report: StepReport, merged: int) -> None:
+        self._metrics.observe(
+            bundle.name, bundle.version, report, report.num_running, report.num_waiting, self.config.engine.num_slots
+        )
+        if merged:
+            self._metrics.merged(bundle.name, bundle.version, merged)
+
+    def _refuse(self, bundle: Bundle, error: ServingError) -> None:
+        self._metrics.rejected(bundle.name, bundle.version, error)
+
+    def _mark_dead(self, bundle: Bundle) -> None:
+        self._not_ready = f"the engine of {bundle.name} has failed"
+        asyncio.get_running_loop().create_task(self._set_health(bundle.name, serving=False))
+
+
+def _process_registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry

@@ -1,0 +1,130 @@
+"""A model whose thoughts are written in its input: each tick reads out the next entry of the row's script.
+
+Small, but a whole program: it encodes, has a state, and runs on the same slots as every other backend.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.backends.base import Backend
+from serving.program import Program, TensorSpec
+from serving.request import AnswerRule, Request, StopPolicy, StreamPolicy
+
+TICKS = 8
+CLASSES = 3
+FP32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
+
+_SCRIPT = (
+    TensorSpec("certainties", FP32, (TICKS,)),
+    TensorSpec("energies", FP32, (TICKS,)),
+    TensorSpec("done", FP32, (TICKS,)),
+    TensorSpec("predictions", FP32, (TICKS, CLASSES)),
+)
+_OUTPUTS = (
+    TensorSpec("prediction", FP32, (CLASSES,)),
+    TensorSpec("certainty", FP32, ()),
+    TensorSpec("energy", FP32, ()),
+    TensorSpec("done_now", FP32, ()),
+    TensorSpec("place", FP32, (1,)),
+)
+PROGRAM = Program(
+    inputs=_SCRIPT,
+    context=_SCRIPT,
+    state=(TensorSpec("ticks_done", INT64, ()),),
+    start={"ticks_done": np.zeros((), np.int64)},
+    prediction=_OUTPUTS[0],
+    certainty=_OUTPUTS[1],
+    energy=_OUTPUTS[2],
+    done=_OUTPUTS[3],
+    details=(_OUTPUTS[4],),
+    outputs=_OUTPUTS,
+)
+
+
+class ScriptedBackend(Backend):
+    """Runs scripts; fails on demand."""
+
+    def __init__(self, num_slots: int, max_admissions: int = 8) -> None:
+        super().__init__(PROGRAM, num_slots, max_admissions)
+        self.fail_next_encode = self.fail_next_tick = False
+        self.num_ticks = 0
+
+    def _encode(self, rows: int) -> None:
+        if self.fail_next_encode:
+            self.fail_next_encode = False
+            raise RuntimeError("told to fail")
+        for name, values in self._inputs.items():
+            self._encoded[name][:rows] = values[:rows]
+
+    def _tick(self, rows: int, side: int, details: bool) -> None:
+        if self.fail_next_tick:
+            self.fail_next_tick = False
+            raise RuntimeError("told to fail")
+        self.num_ticks += 1
+        place = self._state[side]["ticks_done"][:rows]
+        entry = np.minimum(place, TICKS - 1)
+        index = np.arange(rows)
+        out = self._outputs[1 - side]
+        out["certainty"][:rows] = self._context["certainties"][index, entry]
+        out["energy"][:rows] = self._context["energies"][index, entry]
+        out["done_now"][:rows] = self._context["done"][index, entry]
+        out["prediction"][:rows] = self._context["predictions"][index, entry]
+        if details:
+            out["place"][:rows, 0] = place
+        self._state[1 - side]["ticks_done"][:rows] = place + 1
+
+
+def script(
+    certainties: list[float],
+    *,
+    classes: list[int] | None = None,
+    energies: list[float] | None = None,
+    done_at: int | None = None,
+    nan_at: int | None = None,
+) -> dict[str, NDArray[Any]]:
+    """One row. The prediction of tick k (from 1) is k at `classes[k - 1]` and 0 elsewhere."""
+    certainty = np.array((certainties + [certainties[-1]] * TICKS)[:TICKS], np.float32)
+    chosen = ((classes or [0]) + [(classes or [0])[-1]] * TICKS)[:TICKS]
+    prediction = np.zeros((TICKS, CLASSES), np.float32)
+    prediction[np.arange(TICKS), chosen] = np.arange(1, TICKS + 1)
+    if nan_at is not None:
+        prediction[nan_at - 1, 0] = np.nan
+    energy = np.array(((energies or [100.0]) + [(energies or [100.0])[-1]] * TICKS)[:TICKS], np.float32)
+    done = np.zeros(TICKS, np.float32)
+    if done_at is not None:
+        done[done_at - 1] = 1
+    return {
+        "certainties": certainty[None],
+        "energies": energy[None],
+        "done": done[None],
+        "predictions": prediction[None],
+    }
+
+
+def request(
+    *rows: dict[str, NDArray[Any]],
+    request_id: str = "r",
+    every: int = 0,
+    stream: StreamPolicy | None = None,
+    answer_rule: AnswerRule = AnswerRule.MOST_CERTAIN,
+    abstain_below: float = 0.0,
+    priority: int = 0,
+    deadline: float = float("inf"),
+    arrival: float = 0.0,
+    **stop: Any,
+) -> Request:
+    """A request of one script a row; `stop` are fields of `StopPolicy`."""
+    return Request(
+        request_id=request_id,
+        inputs={name: np.concatenate([row[name] for row in rows]) for name in rows[0]},
+        rows=len(rows),
+        stop=StopPolicy(**({"max_ticks": TICKS} | stop)),
+        stream=stream or StreamPolicy(every=every),
+        answer_rule=answer_rule,
+        abstain_below=abstain_below,
+        priority=priority,
+        deadline=deadline,
+        arrival=arrival,
+    )

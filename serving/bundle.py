@@ -1,0 +1,135 @@
+"""A published model, checked whole before it may serve.
+
+<store>/<name>/<version>/manifest.json, start.safetensors, encode.onnx, tick.onnx, ...
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from protos.ctm_bundle_pb2 import File, Manifest
+from serving.errors import BundleRefused
+from serving.manifest import MANIFEST, program, read, stop_defaults
+from serving.mismatch import Mismatch, listing, quote
+from serving.program import Program, TensorSpec
+from serving.request import Array, StopPolicy
+
+START = "start.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Bundle:
+    """One version of one model. Everything in it was checked."""
+
+    path: Path
+    name: str
+    version: int
+    manifest: Manifest
+    program: Program
+    labels: tuple[str, ...]
+    """One for each class, or none."""
+    stop: StopPolicy
+    """What a request's unset fields become."""
+    abstain_below: float
+    tick_cap: int
+    """No request may ask for more ticks."""
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+    def graphs(self, kind: str) -> dict[str, Path]:
+        """The files of one exported form of the program ("onnx", "torchscript"), by function; empty when not there."""
+        for artefact in self.manifest.artefacts:
+            if artefact.backend == kind:
+                return {function: self.path / file for function, file in artefact.graphs.items()}
+        return {}
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and check the bundle in `<store>/<name>/<version>`.
+
+    Raises:
+        BundleRefused: it must not be served; the sentence names the bundle, the file, what was met and what is
+            expected.
+    """
+    try:
+        return _load(path)
+    except (Mismatch, OSError) as error:
+        raise BundleRefused(f"bundle {path.parent.name}/{path.name} in {path.parent.parent}: {error}") from error
+
+
+def _load(path: Path) -> Bundle:
+    manifest = read(_inside(path, MANIFEST))
+    if manifest.name != path.parent.name:
+        raise Mismatch(f"{MANIFEST}: name", quote(manifest.name), f"{path.parent.name!r}, the folder's")
+    if str(manifest.version) != path.name:
+        raise Mismatch(f"{MANIFEST}: version", manifest.version, f"{path.name}, the folder's")
+    _check_files(path, manifest)
+    described = program(manifest)
+    return Bundle(
+        path=path,
+        name=manifest.name,
+        version=manifest.version,
+        manifest=manifest,
+        program=replace(described, start=_start(path / START, described.state)),
+        labels=tuple(manifest.labels),
+        stop=stop_defaults(manifest),
+        abstain_below=manifest.stop.abstain_below,
+        tick_cap=manifest.tick_cap,
+    )
+
+
+def _inside(path: Path, name: str) -> Path:
+    """The file of that name in the bundle, and nowhere else."""
+    if name != PurePath(name).name or "\\" in name or name.startswith("."):
+        raise Mismatch("file name", quote(name), "a plain name, without folders")
+    file = path / name
+    if not file.is_file():
+        raise Mismatch(name, "no such file", "a file in the bundle")
+    if not file.resolve().is_relative_to(path.resolve()):
+        raise Mismatch(name, f"a link to {file.resolve()}", "a file in the bundle")
+    return file
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    names = [file.name for file in manifest.files]
+    if len(set(names)) != len(names):
+        raise Mismatch(f"{MANIFEST}: files", listing(names), "each name once")
+    needed = {START} | {file for artefact in manifest.artefacts for file in artefact.graphs.values()}
+    if missing := sorted(needed - set(names)):
+        raise Mismatch(f"{MANIFEST}: files", listing(names), f"also {listing(missing)}: what is served has a hash")
+    for file in manifest.files:
+        _check_file(_inside(path, file.name), file)
+
+
+def _check_file(path: Path, expected: File) -> None:
+    size = path.stat().st_size
+    if size != expected.size:
+        raise Mismatch(expected.name, f"{size} bytes", f"{expected.size} bytes")
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != expected.sha256:
+        raise Mismatch(expected.name, f"sha256 {digest}", quote(expected.sha256, 70))
+
+
+def _start(path: Path, state: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """The start value of every state tensor, and nothing else."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, TypeError, ValueError, AttributeError, KeyError) as error:  # as datatypes numpy lacks do
+        raise Mismatch(START, quote(str(error)), "a safetensors file") from error
+    names = [spec.name for spec in state]
+    if set(values) != set(names):
+        raise Mismatch(f"{START}: tensors", listing(sorted(values)), listing(sorted(names)))
+    for spec in state:
+        found = values[spec.name]
+        if found.dtype != spec.dtype or found.shape != spec.shape:
+            got, expected = f"{found.dtype} {list(found.shape)}", f"{spec.dtype} {list(spec.shape)}"
+            raise Mismatch(f"{START}: {spec.name!r}", got, expected)
+        if not np.isfinite(found).all():
+            raise Mismatch(f"{START}: {spec.name!r}", "NaN or infinity", "finite numbers")
+    return values

@@ -1,0 +1,89 @@
+"""Tensors on the wire: a name, a datatype as Open Inference names it, a shape, row-major little-endian bytes."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from protos import ctm_serving_pb2 as pb
+from serving.mismatch import Mismatch, listing, quote
+from serving.request import Array
+
+DATATYPES: dict[str, np.dtype[np.generic]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+}
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+
+def datatype(dtype: np.dtype[np.generic]) -> str:
+    """The wire's name of a numpy dtype.
+
+    Raises:
+        Mismatch: the wire has none.
+    """
+    name = _NAMES.get(dtype.newbyteorder("="))
+    if name is None:
+        raise Mismatch("datatype", dtype, f"one of {listing(DATATYPES)}")
+    return name
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """A shape for a sentence, cut short when it is absurdly long: `[2, 1, 28, 28]`."""
+    return quote(list(shape))
+
+
+def array(tensor: pb.Tensor) -> Array:
+    """The tensor as a read-only view of its bytes, which are copied out of the message once.
+
+    Raises:
+        Mismatch: an unknown datatype, a negative dimension, or bytes that do not fill the shape. Nothing is allocated
+            before these are known to agree.
+    """
+    what = f"tensor {quote(tensor.name)}"
+    dtype = DATATYPES.get(tensor.datatype)
+    if dtype is None:
+        raise Mismatch(f"{what}, datatype", quote(tensor.datatype), f"one of {listing(DATATYPES)}")
+    shape, data = tuple(tensor.shape), tensor.data
+    if len(shape) > 32 or any(size < 0 for size in shape):
+        raise Mismatch(f"{what}, shape", shape_text(shape), "at most 32 dimensions, none negative")
+    size = prod(shape) * dtype.itemsize
+    if len(data) != size:
+        raise Mismatch(f"{what}, {tensor.datatype} {shape_text(shape)}", f"{len(data)} bytes", f"{size} bytes")
+    values: Array = np.frombuffer(data, dtype.newbyteorder("<")).reshape(shape)
+    if dtype == np.bool_ and values.view(np.uint8).max(initial=0) > 1:
+        raise Mismatch(f"{what}, BOOL bytes", values.view(np.uint8).max(), "0 or 1")
+    return values
+
+
+def tensor_message(name: str, values: Array) -> pb.Tensor:
+    """An array of any layout as a message.
+
+    Raises:
+        Mismatch: the wire has no such datatype.
+    """
+    message = pb.Tensor()
+    fill(message, name, values)
+    return message
+
+
+def fill(message: pb.Tensor, name: str, values: Array) -> None:
+    """Write an array into a message that stands already, for those who write thousands a second."""
+    message.CopyFrom(_template(name, values.dtype, values.shape))
+    message.data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+@lru_cache(maxsize=256)
+def _template(name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> pb.Tensor:
+    return pb.Tensor(name=name, datatype=datatype(dtype), shape=shape)

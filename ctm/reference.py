@@ -1,0 +1,139 @@
+"""Models that others trained, and ours in their form: the authors' files and Hugging Face folders, the energy fork's.
+
+The reference is github.com/SakanaAI/continuous-thought-machines. Loading is strict: a name or a shape that does not
+fit is an error that says so, never a layer left at random.
+"""
+
+import argparse
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ctm.config import CTMConfig
+from ctm.model import CTM
+from ctm.reference_config import (
+    ReferenceFormatError,
+    config_from_reference,
+    config_to_reference,
+    settings_from_arguments,
+)
+from ctm.reference_weights import weights_from_reference, weights_to_reference
+
+__all__ = ["ReferenceFormatError", "from_reference", "load_reference", "save_reference", "to_reference"]
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+def load_reference(source: str | Path) -> CTM:
+    """A reference model, in eval mode.
+
+    Args:
+        source: a `.pt` file of the authors, a folder with `config.json` and `model.safetensors`, or the id of a
+            Hugging Face repository that holds these two, e.g. `SakanaAI/ctm-imagenet`.
+
+    Raises:
+        ReferenceFormatError: what is there is not such a model.
+        FileNotFoundError: there is nothing.
+    """
+    path = Path(source)
+    if path.is_file():
+        return from_reference(*_read_checkpoint(path))
+    if path.is_dir():
+        return from_reference(*_read_folder(path))
+    return from_reference(*_read_folder(_download(str(source))))
+
+
+def from_reference(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> CTM:
+    """A model from the keyword arguments of the reference's constructor and its state dict; in eval mode."""
+    config = config_from_reference(settings, weights)
+    with torch.random.fork_rng(devices=[]):  # Loading draws nothing that the caller would notice.
+        model = CTM(config)
+    _check(config, weights_to_reference(config, model.state_dict()), weights)
+    model.load_state_dict(weights_from_reference(config, model.state_dict(), weights))
+    return model.eval()
+
+
+def to_reference(model: CTM) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The inverse of `from_reference`. The reference itself can build all but the backbone `digit`."""
+    weights = weights_to_reference(model.config, model.state_dict())
+    return config_to_reference(model.config), {name: weight.contiguous() for name, weight in weights.items()}
+
+
+def save_reference(model: CTM, folder: str | Path) -> None:
+    """Write the two files of a Hugging Face folder."""
+    settings, weights = to_reference(model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: weight.clone() for name, weight in weights.items()}, folder / WEIGHTS_NAME)
+    (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and weights of a `.pt` file: `args` beside `model_state_dict` or `state_dict`."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ReferenceFormatError(
+            f"{path} holds more than tensors, plain values and their arguments: {error}"
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("args"), argparse.Namespace):
+        raise ReferenceFormatError(f"{path} has no `args`, an argparse.Namespace, to build the model from")
+    weights = checkpoint.get("model_state_dict", checkpoint.get("state_dict"))
+    if not isinstance(weights, dict):
+        raise ReferenceFormatError(f"{path} has neither model_state_dict nor state_dict, but {sorted(checkpoint)}")
+    return settings_from_arguments(vars(checkpoint["args"])), weights
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and weights of a Hugging Face folder."""
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}")
+    try:
+        settings = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        weights = load_file(folder / WEIGHTS_NAME)
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise ReferenceFormatError(f"{folder} is not readable: {error}") from error
+    if not isinstance(settings, dict):
+        raise ReferenceFormatError(f"{folder / CONFIG_NAME} must hold an object, got {type(settings).__name__}")
+    return settings, weights
+
+
+def _download(repository: str) -> Path:
+    """The local copy of a Hugging Face repository, of which only the two files are fetched."""
+    if repository.count("/") != 1 or repository.startswith((".", "/")):
+        raise FileNotFoundError(f"{repository} is no file, no folder and no repository id (owner/name)")
+    import huggingface_hub  # Only needed here; a file on disk loads without it.
+
+    return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+
+
+def _check(config: CTMConfig, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Raise one error that names every weight that is missing, unknown, or not what the settings make it."""
+    wrong = [f"missing {name} {list(expected[name].shape)}" for name in expected if name not in weights]
+    wrong += [f"unknown {name}" for name in weights if name not in expected]
+    for name, tensor in expected.items():
+        if name in weights and weights[name].shape != tensor.shape:
+            wrong.append(f"{name} is {list(weights[name].shape)}, expected {list(tensor.shape)}")
+        elif name in weights and "_neuron_indices_" in name:
+            wrong += _check_neurons(config, name, tensor, weights[name])
+    if wrong:
+        raise ReferenceFormatError("the weights do not fit the settings: " + "; ".join(wrong))
+
+
+def _check_neurons(config: CTMConfig, name: str, expected: Tensor, neurons: Tensor) -> list[str]:
+    if neurons.is_floating_point() or neurons.min() < 0 or neurons.max() >= config.width:
+        return [f"{name} must hold neurons 0 to {config.width - 1}"]
+    if config.neuron_selection == "first-last" and not torch.equal(neurons, expected):
+        # The reference would overlook them and take the first and last neurons all the same.
+        return [f"{name} holds other neurons than first-last selects"]
+    return []

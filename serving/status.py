@@ -1,5 +1,7 @@
 """How each kind of bad news leaves the server: one table from error to gRPC status."""
 
+from typing import Any, NoReturn
+
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
@@ -40,15 +42,21 @@ def code(error: ServingError) -> pb.Code.ValueType:
     return pb.Code.ValueType(status_code(error).value[0])
 
 
-def abort_arguments(error: ServingError) -> tuple[grpc.StatusCode, str, Metadata]:
-    """What `context.abort` takes: status, sentence, trailing metadata.
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: ServingError) -> NoReturn:
+    """End the call with the error's status and sentence.
 
     `QueueFull` carries a `google.rpc.RetryInfo` where gRPC clients look for it (`grpc_status.rpc_status.from_call`).
     """
+    await context.abort(status_code(error), str(error), metadata(error))
+    raise AssertionError("abort raises")
+
+
+def metadata(error: ServingError) -> Metadata:
+    """What goes along with the status."""
     if not isinstance(error, QueueFull):
-        return status_code(error), str(error), ()
+        return ()
     delay = Duration()
     delay.FromNanoseconds(round(error.retry_after_seconds * 1e9))
     status = Status(code=code(error), message=str(error))
     status.details.add().Pack(RetryInfo(retry_delay=delay))
-    return status_code(error), str(error), ((_DETAILS, status.SerializeToString()),)
+    return ((_DETAILS, status.SerializeToString()),)

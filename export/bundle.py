@@ -1,0 +1,76 @@
+"""Publishing: a bundle is written aside and renamed, so that nobody ever sees half of one.
+
+<store>/.<name>-<random>/      being written; servers ignore names that begin with a dot
+<store>/<name>/<version>/      there at once, whole
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from export.errors import ExportError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@contextmanager
+def draft(store: Path, name: str) -> Iterator[Path]:
+    """An empty folder in the store that servers ignore; what is left of it in the end is removed.
+
+    Raises:
+        ExportError: the name cannot name a folder that is safe everywhere.
+    """
+    if not NAME.fullmatch(name):
+        raise ExportError(
+            f"a model's name is letters, digits, '.', '_' and '-', beginning with one of the first two; got {name!r}"
+        )
+    store.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=store))
+    try:
+        # Of mkdtemp's making only its owner may look inside; a server often runs as somebody else.
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, store: Path, name: str, finish: Callable[[int], None]) -> Path:
+    """Give a draft its place in the store, as the next free version.
+
+    Args:
+        finish: writes into the draft what depends on the version; called again if another export took that version.
+    """
+    versions = store / name
+    versions.mkdir(exist_ok=True)
+    while True:
+        version = _next_version(versions)
+        finish(version)
+        for path in (*folder.iterdir(), folder):
+            _synchronise(path)
+        try:
+            # A folder cannot take the place of one that holds something: of two exports one fails here.
+            folder.rename(versions / str(version))
+        except OSError:
+            if not (versions / str(version)).exists():
+                raise
+            continue
+        _synchronise(versions)
+        return versions / str(version)
+
+
+def _next_version(versions: Path) -> int:
+    taken = [int(path.name) for path in versions.iterdir() if path.name.isdecimal()]
+    return max(taken, default=0) + 1
+
+
+def _synchronise(path: Path) -> None:
+    """Have a file or folder on the disk, not only on its way there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,122 @@
+"""The manifest: everything a server must know of a bundle, filled in from what export knows and measured."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from ctm import program as ctm_program
+from ctm.frontier import FrontierPoint
+from export.agreement import Agreement
+from export.quality import Quality
+from export.source import Source
+from protos import ctm_bundle_pb2 as bundle
+
+FORMAT_VERSION = 1
+MANIFEST, CARD = "manifest.json", "README.md"
+FAMILY = "ctm"
+
+
+def describe_source(source: Source, tick_cap: int) -> bundle.Manifest:
+    """A manifest with all that is known before anything is written."""
+    manifest = bundle.Manifest(
+        format_version=FORMAT_VERSION,
+        family=FAMILY,
+        task=source.task,
+        inputs=_specs(source.program.inputs),
+        context=_specs(source.program.context),
+        state=_specs(source.program.state),
+        outputs=_specs(source.program.outputs),
+        ticks=source.model.config.ticks,
+        tick_cap=tick_cap,
+        labels=source.labels,
+        stop=bundle.StopDefaults(min_ticks=1),
+        provenance=bundle.Provenance(
+            command=source.command,
+            seed=source.seed,
+            data=source.data,
+            versions=dict(source.versions),
+            parameters=sum(weight.numel() for weight in source.model.parameters()),
+        ),
+    )
+    manifest.config.update(source.model.config.to_dict())
+    if source.input_range is not None:
+        for spec in manifest.inputs:
+            spec.minimum, spec.maximum = source.input_range
+    return manifest
+
+
+def describe_artefact(backend: str, graphs: Mapping[str, str], opset: int, agreement: Agreement) -> bundle.Artefact:
+    return bundle.Artefact(
+        backend=backend,
+        graphs=dict(graphs),
+        opset=opset,
+        agreement=bundle.Agreement(
+            one_tick=agreement.one_tick,
+            free_running=agreement.free_running,
+            equal_stop_ticks=agreement.equal_stop_ticks,
+            row_counts=agreement.row_counts,
+            tolerance=agreement.tolerance,
+            rows=agreement.rows,
+        ),
+    )
+
+
+def describe_quality(quality: Quality) -> bundle.Quality:
+    return bundle.Quality(
+        metric="accuracy",
+        split="test",
+        rows=quality.rows,
+        accuracy=quality.accuracy,
+        certainty=quality.certainty,
+        calibration_error=quality.calibration_error,
+        accuracy_most_certain=quality.accuracy_most_certain,
+        frontier=[_frontier(point) for point in quality.frontier],
+    )
+
+
+def describe_files(folder: Path) -> list[bundle.File]:
+    """Name, size and hash of all that is in a bundle, but for its manifest and its card."""
+    return [_file(path) for path in sorted(folder.iterdir()) if path.name not in (MANIFEST, CARD)]
+
+
+def write_manifest(manifest: bundle.Manifest, folder: Path) -> None:
+    text = json_format.MessageToJson(manifest, preserving_proto_field_name=True)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _specs(specs: Iterable[ctm_program.TensorSpec]) -> list[bundle.TensorSpec]:
+    roles: dict[str | None, bundle.TensorSpec.Role.ValueType] = {
+        None: bundle.TensorSpec.ROLE_UNSPECIFIED,
+        "prediction": bundle.TensorSpec.PREDICTION,
+        "certainty": bundle.TensorSpec.CERTAINTY,
+        "energy": bundle.TensorSpec.ENERGY,
+        "detail": bundle.TensorSpec.DETAIL,
+    }
+    return [
+        bundle.TensorSpec(
+            name=spec.name,
+            datatype=spec.datatype,
+            shape=spec.shape,
+            role=roles[spec.role],
+            description=spec.description,
+        )
+        for spec in specs
+    ]
+
+
+def _frontier(point: FrontierPoint) -> bundle.Frontier:
+    return bundle.Frontier(
+        certainty_threshold=point.threshold,
+        accuracy=point.accuracy,
+        mean_ticks=point.mean_ticks,
+        ticks_deviation=point.ticks_deviation,
+        share_certain=point.share_certain,
+    )
+
+
+def _file(path: Path) -> bundle.File:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return bundle.File(name=path.name, sha256=digest, size=path.stat().st_size)

@@ -1,0 +1,108 @@
+"""How good the model is, measured on its task: by tick, and for every certainty threshold."""
+
+# Shapes: B rows of a batch, N rows in all, T ticks, C numbers in a prediction.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ctm.calibration import calibration_error
+from ctm.frontier import THRESHOLDS, FrontierPoint, frontier, stopping
+from ctm.model import CTM
+from ctm.tasks import Rows
+
+CANDIDATES = (*(round(0.5 + 0.01 * index, 2) for index in range(50)), 0.995, 0.999, 1.0)
+"""Thresholds that may be shipped."""
+NEVER = 2.0
+"""A threshold beyond all certainty: every tick is run."""
+_BATCH = 500
+
+
+class Judged(NamedTuple):
+    """What every row did at every tick; float32 [N, T]."""
+
+    correct: NDArray[np.float32]
+    """1 for a right prediction, 0 for a wrong one; the share of right positions where there are several."""
+    certainty: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    """Probability of the predicted label, the mean over positions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """Measured on the test split; the threshold was chosen on held-out training rows."""
+
+    rows: int
+    accuracy: tuple[float, ...]
+    """By tick, as are the next two."""
+    certainty: tuple[float, ...]
+    calibration_error: tuple[float, ...]
+    accuracy_most_certain: float
+    """Of each row's most certain tick."""
+    frontier: tuple[FrontierPoint, ...]
+    """What a threshold buys; the shipped one is among them."""
+    shipped: FrontierPoint
+    judged: Judged
+    """For the plots."""
+
+
+@torch.inference_mode()
+def judge(model: CTM, rows: Rows) -> Judged:
+    """Think about all rows for all ticks."""
+    parts = []
+    for indices in torch.arange(len(rows)).split(_BATCH):
+        inputs, targets = rows.take(indices)
+        thoughts = model(inputs)
+        correct_BT, confidence_BT = _judge(thoughts.predictions, targets, model.config.answer_shape)
+        parts.append(torch.stack([correct_BT, thoughts.certainties, confidence_BT]))
+    return Judged(*torch.cat(parts, dim=1).numpy())
+
+
+def choose_threshold(held_out: Judged, max_accuracy_loss: float) -> float:
+    """The smallest threshold that costs little, and than which no larger one costs more.
+
+    Args:
+        max_accuracy_loss: most that may be lost, as a share, against answering at the most certain of all ticks.
+    """
+    enough = _most_certain_accuracy(held_out) - max_accuracy_loss
+    chosen = CANDIDATES[-1]
+    for point in reversed(frontier(held_out.certainty, held_out.correct, CANDIDATES)):
+        if point.accuracy < enough:
+            break
+        chosen = point.threshold
+    return chosen
+
+
+def measure_quality(judged: Judged, threshold: float) -> Quality:
+    """Sum up the test rows; `threshold` is the one that is shipped."""
+    thresholds = sorted({*THRESHOLDS, threshold})
+    points = frontier(judged.certainty, judged.correct, thresholds)
+    return Quality(
+        rows=len(judged.correct),
+        accuracy=tuple(judged.correct.mean(axis=0, dtype=np.float64).tolist()),
+        certainty=tuple(judged.certainty.mean(axis=0, dtype=np.float64).tolist()),
+        calibration_error=tuple(calibration_error(judged.confidence, judged.correct).tolist()),
+        accuracy_most_certain=_most_certain_accuracy(judged),
+        frontier=points,
+        shipped=points[thresholds.index(threshold)],
+        judged=judged,
+    )
+
+
+def _most_certain_accuracy(judged: Judged) -> float:
+    _, answer_N = stopping(judged.certainty, NEVER)
+    return float(judged.correct[np.arange(len(answer_N)), answer_N].mean(dtype=np.float64))
+
+
+def _judge(predictions_BTC: Tensor, targets: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Correctness and confidence at every tick, [B, T] each, means over positions."""
+    confidence, label = predictions_BTC.unflatten(-1, list(shape)).softmax(-1).max(-1)
+    correct = (label == targets[:, None]).float()
+    if len(shape) > 1:
+        return correct.flatten(2).mean(2), confidence.flatten(2).mean(2)
+    return correct, confidence

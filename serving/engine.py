@@ -63,8 +63,9 @@ class Engine:
         self._clock = clock
         self._margin = deadline_margin_seconds
         self._progress: dict[Request, Progress] = {}
-        self._tick_seconds = 0.0  # moving means, for deadlines and for how long a refused caller should wait
-        self._thought_ticks = float(1)
+        self._step_seconds = 0.0  # a peak that decays: an answer must be in time after a slow step, too
+        self._tick_seconds = 0.0  # moving means, for how long a refused caller should wait
+        self._thought_ticks = 1.0
 
     @property
     def idle(self) -> bool:
@@ -86,8 +87,8 @@ class Engine:
 
     def step(self, report: StepReport) -> None:
         """Run at most one tick, and add what came of it to `report`."""
-        report.now = self._clock()
-        plan = self.scheduler.plan(report.now, horizon=self._margin + self._tick_seconds)
+        begin = report.now = self._clock()
+        plan = self.scheduler.plan(begin, horizon=self._margin + self._step_seconds)
         self._answer(plan.expired, report)
         for source, target in plan.moves:
             self.backend.move(source, target)
@@ -96,6 +97,7 @@ class Engine:
             return  # the slots of those that failed are gaps now; the next plan closes them
         if num_running:
             self._tick(num_running, report)
+            self._step_seconds = max(report.now - begin, 0.9 * self._step_seconds)
 
     def end_all(self, report: StepReport) -> None:
         """End every thought with its best answer so far: a drain's grace is over."""

@@ -17,7 +17,7 @@ from protos import ctm_serving_pb2 as pb
 from protos import ctm_serving_pb2_grpc as pb_grpc
 from serving import status, wire
 from serving.errors import InvalidRequest, ServingError
-from serving.events import Event, Failure, Summary, Tick
+from serving.events import Event, Failure, Tick
 from serving.models import Models, Served
 from serving.outbox import Outbox
 from serving.request import Request
@@ -178,10 +178,7 @@ def _messages(request_id: str, events: list[Event], served: Served) -> list[pb.T
         if ticks:
             messages.append(wire.ticks_message(request_id, ticks, served.bundle))
             ticks = []
-        message = wire.event_message(request_id, event, served.bundle)
-        if isinstance(event, Summary):
-            message.summary.model, message.summary.version = served.bundle.name, served.bundle.version
-        messages.append(message)
+        messages.append(wire.event_message(request_id, event, served.bundle))
     if ticks:
         messages.append(wire.ticks_message(request_id, ticks, served.bundle))
     return messages

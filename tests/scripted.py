@@ -3,6 +3,7 @@
 Small, but a whole program: it encodes, has a state, and runs on the same slots as every other backend.
 """
 
+import time
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,10 @@ PROGRAM = Program(
 class ScriptedBackend(Backend):
     """Runs scripts; fails on demand."""
 
-    def __init__(self, num_slots: int, max_admissions: int = 8) -> None:
+    def __init__(self, num_slots: int, max_admissions: int = 8, *, seconds_per_tick: float = 0.0) -> None:
         super().__init__(PROGRAM, num_slots, max_admissions)
         self.fail_next_encode = self.fail_next_tick = False
+        self.seconds_per_tick = seconds_per_tick
         self.num_ticks = 0
 
     def _encode(self, rows: int) -> None:
@@ -63,6 +65,7 @@ class ScriptedBackend(Backend):
             self.fail_next_tick = False
             raise RuntimeError("told to fail")
         self.num_ticks += 1
+        time.sleep(self.seconds_per_tick)
         place = self._state[side]["ticks_done"][:rows]
         entry = np.minimum(place, TICKS - 1)
         index = np.arange(rows)

@@ -1,0 +1,100 @@
+"""A Thinker on a real port, whose one model thinks what its input says."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from scripted import PROGRAM, TICKS, ScriptedBackend
+
+from protos import ctm_serving_pb2 as pb
+from protos import ctm_serving_pb2_grpc as pb_grpc
+from protos.ctm_bundle_pb2 import Manifest
+from serving.bundle import Bundle
+from serving.engine import Engine, StepReport
+from serving.errors import ServingError
+from serving.models import Models, Served
+from serving.request import StopPolicy
+from serving.rpc import Thinker
+from serving.runner import Runner
+from serving.scheduler import Scheduler
+from serving.tensors import tensor_message
+
+BUNDLE = Bundle(
+    path=Path("nowhere"),
+    name="script",
+    version=1,
+    manifest=Manifest(name="script", version=1, ticks=TICKS, tick_cap=TICKS),
+    program=PROGRAM,
+    labels=("zero", "one", "two"),
+    stop=StopPolicy(max_ticks=TICKS, certainty_threshold=0.9),
+    abstain_below=0.0,
+    tick_cap=TICKS,
+)
+
+
+@dataclass
+class ScriptedServer:
+    """What a test needs of a running server."""
+
+    stub: "pb_grpc.ThinkerAsyncStub"
+    backend: ScriptedBackend
+    runner: Runner
+    reports: list[tuple[StepReport, int]]
+    refusals: list[ServingError]
+
+    @property
+    def merged(self) -> int:
+        return sum(merged for _, merged in self.reports)
+
+    @property
+    def num_waiting(self) -> int:
+        return self.reports[-1][0].num_waiting if self.reports else 0
+
+    def ended(self) -> list[str]:
+        return [end.reason.name for report, _ in self.reports for end in report.ended]
+
+
+@asynccontextmanager
+async def scripted_server(
+    *,
+    num_slots: int = 4,
+    max_waiting: int = 64,
+    max_rows: int = 16,
+    max_stream_requests: int = 32,
+    seconds_per_tick: float = 0.0,
+    outbox_capacity: int = 64,
+    margin: float = 0.02,
+) -> AsyncIterator[ScriptedServer]:
+    backend = ScriptedBackend(num_slots, seconds_per_tick=seconds_per_tick)
+    scheduler = Scheduler(num_slots=num_slots, max_waiting=max_waiting, admissions_per_plan=8)
+    engine = Engine(backend, scheduler, clock=time.monotonic, deadline_margin_seconds=margin)
+    reports: list[tuple[StepReport, int]] = []
+    refusals: list[ServingError] = []
+    runner = Runner("script", engine, on_report=lambda *both: reports.append(both), outbox_capacity=outbox_capacity)
+    models = Models()
+    models.add(Served(BUNDLE, runner, "scripted", refusals.append))
+    server = grpc.aio.server()
+    thinker = Thinker(models, max_rows=max_rows, max_stream_requests=max_stream_requests)
+    pb_grpc.add_ThinkerServicer_to_server(thinker, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub: Any = pb_grpc.ThinkerStub(channel)
+            yield ScriptedServer(stub, backend, runner, reports, refusals)
+    finally:
+        await server.stop(0)
+        await runner.close()
+
+
+def think(*rows: dict[str, NDArray[Any]], request_id: str = "", **fields: Any) -> pb.ThinkRequest:
+    """A request of one script a row."""
+    inputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    tensors = [tensor_message(name, values) for name, values in inputs.items()]
+    return pb.ThinkRequest(request_id=request_id, model="script", inputs=tensors, **fields)

@@ -1,0 +1,68 @@
+"""The engine thread and the event loop: neither waits for the other."""
+
+import asyncio
+
+import pytest
+from scripted import TICKS, request, script
+from scripted_server import scripted_server
+
+from serving.errors import Unavailable
+from serving.events import Answer, Summary, Tick
+
+SLOW = script([0.1])
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_the_engine_goes_on_for_a_reader_that_reads_nothing_and_older_ticks_make_way():
+    async with scripted_server(outbox_capacity=2) as server:
+        outbox = server.runner.submit(request(SLOW, SLOW, SLOW, every=1))
+        await until(lambda: len(server.ended()) == 3)
+        assert server.merged == 3 * (TICKS - 1)
+        events = await outbox.take()
+    assert sorted((event.row, event.tick) for event in events if isinstance(event, Tick)) == [
+        (r, TICKS) for r in range(3)
+    ]
+    assert [type(event) for event in events[3:]] == [Answer, Answer, Answer, Summary]
+
+
+async def test_a_request_is_read_while_it_runs():
+    async with scripted_server(seconds_per_tick=0.02) as server:
+        outbox = server.runner.submit(request(SLOW, every=1))
+        first = await outbox.take()
+        assert [event.tick for event in first] == [1]
+        assert not outbox.closed
+
+
+async def test_cancelling_twice_or_too_late_does_nothing():
+    async with scripted_server() as server:
+        asked = request(SLOW)
+        outbox = server.runner.submit(asked)
+        await until(lambda: outbox.closed)
+        server.runner.cancel(asked)
+        server.runner.cancel(asked)
+        assert "CANCELLED" not in server.ended()
+
+
+async def test_a_runner_that_drains_refuses_and_ends_when_all_is_answered():
+    async with scripted_server(seconds_per_tick=0.01) as server:
+        outbox = server.runner.submit(request(SLOW))
+        draining = asyncio.ensure_future(server.runner.drain(10.0))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="shutting down"):
+            server.runner.submit(request(SLOW))
+        await draining
+        assert outbox.closed
+
+
+async def test_an_idle_runner_burns_no_ticks():
+    async with scripted_server() as server:
+        outbox = server.runner.submit(request(SLOW))
+        await until(lambda: outbox.closed)
+        ticks, reports = server.backend.num_ticks, len(server.reports)
+        await asyncio.sleep(0.1)
+        assert (server.backend.num_ticks, len(server.reports)) == (ticks, reports)

@@ -36,15 +36,16 @@ class Attention(nn.Module):
 
     def context(self, tokens_BLI: Tensor) -> Context:
         """Project tokens into keys and values and split them by head."""
-        keys, values = self.key(tokens_BLI), self.value(tokens_BLI)
-        return Context(self._split(keys).transpose(1, 2), self._split(values).transpose(1, 2))
+        keys_BLhK, values_BLhK = self._split(self.key(tokens_BLI)), self._split(self.value(tokens_BLI))
+        # Copied once into the order in which every tick reads them.
+        return Context(keys_BLhK.transpose(1, 2).contiguous(), values_BLhK.transpose(1, 2).contiguous())
 
     def forward(self, query_BI: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """What the query finds, [B, I], and how it looked for it, [B, h, L] (each head's weights sum to 1)."""
         query_BhK = self._split(self.query(query_BI)) * (query_BI.shape[-1] // self.heads) ** -0.5
-        scores_BhL = torch.matmul(context.keys, query_BhK.unsqueeze(-1)).squeeze(-1)
+        scores_BhL = (query_BhK.unsqueeze(-2) @ context.keys.transpose(-1, -2)).squeeze(-2)
         weights_BhL = scores_BhL.softmax(-1)
-        found_BhK = torch.matmul(self.dropout(weights_BhL).unsqueeze(-2), context.values).squeeze(-2)
+        found_BhK = (self.dropout(weights_BhL).unsqueeze(-2) @ context.values).squeeze(-2)
         return self.out(found_BhK.flatten(1)), weights_BhL
 
     def _split(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ neuron answer from its own trace, and reads the prediction off the out sync.
 # C numbers in a prediction.
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -186,9 +187,12 @@ class CTM(nn.Module):
 
     def forward(self, inputs: Tensor, *, ticks: int | None = None, track: bool = False) -> Thoughts:
         """Think about every row for the same number of ticks, `config.ticks` unless given."""
+        ticks = self.config.ticks if ticks is None else ticks
+        if ticks < 1:
+            raise ValueError(f"a thought takes at least 1 tick, got {ticks}")
         context, state = self.encode(inputs), self.start(len(inputs))
         states, outputs, root_betas = [state], [], []
-        for _, root_beta in zip(range(ticks or self.config.ticks), self._root_betas(), strict=False):
+        for root_beta in islice(self._root_betas(), ticks):
             state, output = self.tick(context, state, *root_beta)
             outputs.append(output)
             if track:

@@ -26,7 +26,9 @@ class NeuronLayer(nn.Module):
 
     def forward(self, x_DBK: Tensor) -> Tensor:
         x_DBK = self.norm(self.dropout(x_DBK))
-        y_DBN: Tensor = torch.baddbmm(self.bias[:, None], x_DBK, self.weight) / self.temperature
+        # The weights are divided, not the product: less to do from K rows on, and in a frozen graph nothing at all.
+        weight_DKN, bias_DN = self.weight / self.temperature, self.bias / self.temperature
+        y_DBN: Tensor = torch.baddbmm(bias_DN[:, None], x_DBK, weight_DKN)
         return y_DBN
 
 
@@ -49,4 +51,4 @@ class NeuronLevelModels(nn.Module):
         x = trace_BDM.transpose(0, 1)
         for layer in self.layers:
             x = F.glu(layer(x), dim=-1)
-        return x.squeeze(-1).transpose(0, 1)
+        return x.squeeze(-1).transpose(0, 1).contiguous()

@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -27,8 +27,8 @@ class Bundle:
     path: Path
     name: str
     version: int
-    manifest: Manifest
-    program: Program
+    manifest: Manifest = field(repr=False)
+    program: Program = field(repr=False)
     labels: tuple[str, ...]
     """One for each class, or none."""
     stop: StopPolicy

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from serving.backends.base import Backend
+from serving.backends.onnx_graphs import check_graphs
 from serving.program import Program
 from serving.request import Array
 
@@ -21,6 +22,10 @@ class OnnxRuntimeBackend(Backend):
         intra_op_threads: threads inside one graph; 0 leaves it to the runtime.
         spin: whether idle threads burn cycles while they wait for work. Faster where cores are plenty; on few cores
             they take them from the event loop.
+
+    Raises:
+        ValueError: this installation lacks a provider.
+        Mismatch: the graphs are not the program's.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class OnnxRuntimeBackend(Backend):
             name: ort.InferenceSession(str(path), options, providers=list(providers)) for name, path in graphs.items()
         }
         self._encoder, self._ticker = sessions["encode"], sessions["tick"]
+        check_graphs(program, self._encoder, self._ticker)
         self._bindings: dict[tuple[int, int, bool], ort.IOBinding] = {}
 
     def _encode(self, rows: int) -> None:

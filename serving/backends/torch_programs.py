@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from serving.backends.base import Backend
+from serving.mismatch import Mismatch
 from serving.program import Program
 from serving.request import Array
 
@@ -31,6 +32,24 @@ class TorchBackend(Backend):
         self._run(
             self._ticker, rows, self._context | self._state[side], self._state[1 - side] | self._outputs[1 - side]
         )
+
+    def check_graphs(self) -> None:
+        """Run both graphs on two rows: copying into the slots would quietly stretch a result of another shape.
+
+        Raises:
+            Mismatch: a result is not what the program says.
+        """
+        arguments = {"encode": self._inputs, "tick": self._context | self._state[0]}
+        results = {"encode": self._encoded, "tick": self._state[1] | self._outputs[1]}
+        for name, graph in {"encode": self._encoder, "tick": self._ticker}.items():
+            found = [torch.from_numpy(values[:2]) for values in results[name].values()]
+            with torch.inference_mode():
+                computed = graph(*(torch.from_numpy(values[:2]) for values in arguments[name].values()))
+            tensors = (computed,) if isinstance(computed, torch.Tensor) else computed
+            got = [f"{tensor.dtype} {list(tensor.shape)}" for tensor in tensors]
+            expected = [f"{tensor.dtype} {list(tensor.shape)}" for tensor in found]
+            if got != expected:
+                raise Mismatch(f"graph {name}, results of two rows", ", ".join(got), ", ".join(expected))
 
     @staticmethod
     def _run(graph: Graph, rows: int, arguments: Mapping[str, Array], results: Mapping[str, Array]) -> None:

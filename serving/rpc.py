@@ -41,7 +41,7 @@ class Thinker(pb_grpc.ThinkerServicer):
         self._max_rows = max_rows
         self._max_stream_requests = max_stream_requests
 
-    async def Think(  # type: ignore[override]  # the generated base knows no async generators
+    async def Think(
         self, request: pb.ThinkRequest, context: ServicerContext
     ) -> AsyncIterator[pb.ThinkEvent]:
         asked = None
@@ -58,7 +58,7 @@ class Thinker(pb_grpc.ThinkerServicer):
         finally:  # whichever way the call ends, and CancelledError goes on from here
             served.runner.cancel(asked)
 
-    async def ThinkStream(  # type: ignore[override]
+    async def ThinkStream(  # type: ignore[override]  # the generated base knows no handlers that write
         self, request_iterator: AsyncIterator[pb.ThinkCommand], context: ServicerContext
     ) -> None:
         call = _StreamCall(self._submit, context, self._max_stream_requests)

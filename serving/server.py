@@ -59,13 +59,12 @@ class Server:
         """Load every model, then open the ports.
 
         Raises:
-            BundleRefused: no bundle of the store may serve, or one asked for by name is not there.
+            BundleRefused: no bundle of the store may serve, or none of a model that the configuration names.
             OSError: a port is taken.
         """
         self._http = SidePort(self._registry, lambda: self._not_ready)
         self.http_port = await self._http.start(self.config.http_address)
-        for bundle in self._find_bundles():
-            self.models.add(self._serve(bundle))
+        self._load_models()
         self._grpc = self._make_grpc()
         await self._grpc.start()
         for served in self.models:
@@ -96,19 +95,22 @@ class Server:
         await self._http.stop()
         log.info("stopped", extra={"seconds": round(time.monotonic() - begin, 3)})
 
-    def _find_bundles(self) -> list[Bundle]:
+    def _load_models(self) -> None:
+        """Serve every sound bundle; the others are reported, and keep no other from being served."""
         config = self.config
-        bundles, refused = scan(config.store, config.version_policy)
-        for refusal in refused:
-            log.error("bundle refused", extra={"reason": str(refusal)})
-        if config.models:
-            missing = sorted(set(config.models) - {bundle.name for bundle in bundles})
-            if missing:
-                raise BundleRefused(f"{config.store} holds no bundle that may serve {', '.join(missing)}")
-            bundles = [bundle for bundle in bundles if bundle.name in config.models]
-        if not bundles:
-            raise BundleRefused(f"{config.store} holds no bundle that may serve")
-        return bundles
+        bundles, refused = scan(config.store, config.version_policy, config.models)
+        for bundle in bundles:
+            try:
+                self.models.add(self._serve(bundle))
+            except BundleRefused as refusal:
+                refused.append(refusal)
+        for error in refused:
+            log.error("bundle refused", extra={"reason": str(error)})
+        missing = sorted(set(config.models) - {served.bundle.name for served in self.models})
+        if missing:
+            raise BundleRefused(f"store {config.store} has no bundle that may serve {', '.join(missing)}")
+        if not list(self.models):
+            raise BundleRefused(f"store {config.store} has no bundle that may serve")
 
     def _serve(self, bundle: Bundle) -> Served:
         config = self.config

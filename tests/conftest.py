@@ -1,0 +1,27 @@
+"""What several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small graphs: threads would only get in each other's way
+
+
+@pytest.fixture(scope="session")
+def model_store() -> Path:
+    """The bundles that ship with the project."""
+    return ROOT / "model_store"
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one exported CTM of random weights, `tiny`."""
+    pytest.importorskip("torch", reason="a bundle is exported with torch")
+    from tiny_bundle import publish_tiny_bundle
+
+    store = tmp_path_factory.mktemp("store")
+    publish_tiny_bundle(store)
+    return store

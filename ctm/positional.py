@@ -43,9 +43,8 @@ class Fourier(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        rows, columns = features.shape[-2:]
-        weight = self.frequencies.weight
-        y, x = torch.meshgrid(_unit_range(rows, weight), _unit_range(columns, weight), indexing="ij")
+        y, x = (_spread(1.0, features.shape[axis], self.frequencies.weight) for axis in (-2, -1))
+        y, x = torch.meshgrid(y, x, indexing="ij")
         angles = self.frequencies(torch.stack([x, y], dim=-1))
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1) / math.sqrt(2 * self.FREQUENCIES)
         embedding: Tensor = self.mlp(waves).permute(2, 0, 1)[None]
@@ -69,7 +68,7 @@ class MultiFourier(nn.Module):
 
 
 class Rotational(nn.Module):
-    """Row and column each turn one learned vector by up to 180 degrees, [1, C, Y, X]; needs Y = X."""
+    """Row and column each turn one learned vector by up to 180 degrees, [1, C, Y, X]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -77,13 +76,11 @@ class Rotational(nn.Module):
         self.projection = nn.Linear(4, channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        rows, columns = features.shape[-2:]
-        if rows != columns:
-            raise ValueError(f"custom-rotational needs square features, got {rows} x {columns}")
-        turned = _half_turn(columns, self.start)
-        row = turned[:, None].expand(-1, columns, -1)
-        column = turned[None].expand(rows, -1, -1)
-        embedding: Tensor = self.projection(torch.cat([row, column], dim=-1)).permute(2, 0, 1)[None]
+        start_x, start_y = self.start.unbind()
+        angles = [_spread(math.pi, features.shape[axis], self.start) for axis in (-2, -1)]
+        y, x = torch.meshgrid(*angles, indexing="ij")
+        turned = [*_turn(y, start_x, start_y), *_turn(x, start_x, start_y)]
+        embedding: Tensor = self.projection(torch.stack(turned, dim=-1)).permute(2, 0, 1)[None]
         return embedding
 
 
@@ -95,18 +92,16 @@ class RotationalLine(nn.Module):
         self.projection = nn.Linear(2, channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        start = self.projection.weight.new_tensor([0.0, 1.0])
-        embedding: Tensor = self.projection(_half_turn(features.shape[-1], start)).T[None]
+        angles = _spread(math.pi, features.shape[-1], self.projection.weight)
+        embedding: Tensor = self.projection(torch.stack([-angles.sin(), angles.cos()], dim=-1)).T[None]
         return embedding
 
 
-def _unit_range(count: int, like: Tensor) -> Tensor:
-    """`count` coordinates from 0 to 1; a single one is 0 (the reference divides by zero there)."""
-    return torch.arange(count, dtype=like.dtype, device=like.device) / max(count - 1, 1)
+def _spread(end: float, count: int, like: Tensor) -> Tensor:
+    """`count` values evenly from 0 to `end`; a single one is 0, where the reference divides by zero."""
+    return torch.linspace(0, end, count, dtype=like.dtype, device=like.device)
 
 
-def _half_turn(count: int, start: Tensor) -> Tensor:
-    """`start` turned by angles evenly from 0 to 180 degrees, [count, 2]."""
-    angles = torch.linspace(0, math.pi, count, dtype=start.dtype, device=start.device)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([cos * start[0] - sin * start[1], sin * start[0] + cos * start[1]], dim=-1)
+def _turn(angle: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The vector (x, y) turned by `angle`."""
+    return angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y

@@ -51,9 +51,9 @@ class Synchronisation(nn.Module):
 
         Beta of n terms is the sum of keep^j over j < n; summed in float64, as a table is made once and used often.
         """
-        keep = torch.exp(-self.decay.double().clamp(0, LARGEST_DECAY))
-        powers = keep ** torch.arange(first + ticks - 1, dtype=keep.dtype, device=keep.device)[:, None]
-        return powers.cumsum(0)[first - 1 :].sqrt().float()
+        keep = torch.exp(-self.decay.cpu().double().clamp(0, LARGEST_DECAY))
+        powers = keep ** torch.arange(first + ticks - 1, dtype=keep.dtype)[:, None]
+        return powers.cumsum(0)[first - 1 :].sqrt().float().to(self.decay.device)
 
 
 def select_pairs(config: CTMConfig, generator: torch.Generator) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

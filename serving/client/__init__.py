@@ -1,0 +1,51 @@
+"""Ask for thoughts from Python: `Client`, `AsyncClient`, typed events, typed errors; needs no torch.
+
+with Client() as client, client.think("mnist", {"image": images}, top_k=3) as thinking:
+    for event in thinking:
+        ...
+"""
+
+from serving.client.aio import AsyncClient
+from serving.client.async_thinking import AsyncThinking
+from serving.client.errors import (
+    BackendFailed,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    QueueFull,
+    ThinkError,
+    Unavailable,
+    UnknownModel,
+)
+from serving.client.events import Answer, ClassScore, Event, ModelInfo, Result, Summary, Tick
+from serving.client.message import AnswerOptions, ThinkOptions
+from serving.client.session import Session
+from serving.client.sync import Client, Thinking
+from serving.request import AnswerRule, StopReason
+
+__all__ = [
+    "Answer",
+    "AnswerOptions",
+    "AnswerRule",
+    "AsyncClient",
+    "AsyncThinking",
+    "BackendFailed",
+    "Cancelled",
+    "ClassScore",
+    "Client",
+    "DeadlineExceeded",
+    "Event",
+    "InvalidRequest",
+    "ModelInfo",
+    "QueueFull",
+    "Result",
+    "Session",
+    "StopReason",
+    "Summary",
+    "ThinkError",
+    "ThinkOptions",
+    "Thinking",
+    "Tick",
+    "Unavailable",
+    "UnknownModel",
+]

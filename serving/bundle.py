@@ -84,13 +84,13 @@ def _load(path: Path) -> Bundle:
 
 def _inside(path: Path, name: str) -> Path:
     """The file of that name in the bundle, and nowhere else."""
-    if name != PurePath(name).name or "\\" in name or name.startswith("."):
+    if not name or name != PurePath(name).name or "\\" in name or name.startswith("."):
         raise Mismatch("file name", quote(name), "a plain name, without folders")
     file = path / name
     if not file.is_file():
-        raise Mismatch(name, "no such file", "a file in the bundle")
+        raise Mismatch(quote(name), "no such file", "a file in the bundle")
     if not file.resolve().is_relative_to(path.resolve()):
-        raise Mismatch(name, f"a link to {file.resolve()}", "a file in the bundle")
+        raise Mismatch(quote(name), f"a link to {file.resolve()}", "a file in the bundle")
     return file
 
 

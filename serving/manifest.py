@@ -41,7 +41,7 @@ def read(path: Path) -> Manifest:
         manifest = json_format.ParseDict(document, Manifest())
     except (json_format.ParseError, RecursionError) as error:
         raise Mismatch(MANIFEST, quote(str(error), 200), "the fields of a manifest") from error
-    _check(manifest)
+    check(manifest)
     return manifest
 
 
@@ -102,7 +102,12 @@ def _spec(what: str, message: SpecMessage) -> TensorSpec:
     return TensorSpec(message.name, dtype, tuple(message.shape), minimum, maximum)
 
 
-def _check(manifest: Manifest) -> None:
+def check(manifest: Manifest) -> None:
+    """Refuse a manifest that contradicts itself.
+
+    Raises:
+        Mismatch: it does.
+    """
     _check_tensors(manifest)
     _check_roles(manifest)
     _check_ticks(manifest)

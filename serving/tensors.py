@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import islice
 from math import prod
 
 import numpy as np
@@ -41,7 +42,7 @@ def datatype(dtype: np.dtype[np.generic]) -> str:
 
 def shape_text(shape: Iterable[int]) -> str:
     """A shape for a sentence, cut short when it is absurdly long: `[2, 1, 28, 28]`."""
-    return quote(list(shape))
+    return quote(list(islice(shape, 33)))
 
 
 def array(tensor: pb.Tensor) -> Array:
@@ -55,9 +56,9 @@ def array(tensor: pb.Tensor) -> Array:
     dtype = DATATYPES.get(tensor.datatype)
     if dtype is None:
         raise Mismatch(f"{what}, datatype", quote(tensor.datatype), f"one of {listing(DATATYPES)}")
+    if len(tensor.shape) > 32 or any(size < 0 for size in tensor.shape):
+        raise Mismatch(f"{what}, shape", shape_text(tensor.shape), "at most 32 dimensions, none negative")
     shape, data = tuple(tensor.shape), tensor.data
-    if len(shape) > 32 or any(size < 0 for size in shape):
-        raise Mismatch(f"{what}, shape", shape_text(shape), "at most 32 dimensions, none negative")
     size = prod(shape) * dtype.itemsize
     if len(data) != size:
         raise Mismatch(f"{what}, {tensor.datatype} {shape_text(shape)}", f"{len(data)} bytes", f"{size} bytes")

@@ -7,6 +7,7 @@ fit is an error that says so, never a layer left at random.
 import argparse
 import json
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ __all__ = ["ReferenceFormatError", "from_reference", "load_reference", "save_ref
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+
+# What torch's reader raises over bytes that are torn, or are something else, besides its own refusals.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, struct.error)
 
 
 def load_reference(source: str | Path) -> CTM:
@@ -81,9 +85,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _UNREADABLE as error:
         raise ReferenceFormatError(
-            f"{path} holds more than tensors, plain values and their arguments: {error}"
+            f"{path} is not made of tensors, plain values and one argparse.Namespace alone: {error}"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("args"), argparse.Namespace):
         raise ReferenceFormatError(f"{path} has no `args`, an argparse.Namespace, to build the model from")

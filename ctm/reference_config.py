@@ -39,6 +39,8 @@ _REQUIRED = ("iterations", "d_model", "d_input", "heads", "n_synch_out", "n_sync
              "memory_length", "deep_nlms", "memory_hidden_dims", "do_layernorm_nlm", "backbone_type",
              "positional_embedding_type", "out_dims")  # fmt: skip
 
+_ENERGY_WEIGHT = "energy_proj.0.weight"
+
 ENERGY_HIDDEN = 64
 """The energy fork's default width."""
 
@@ -63,8 +65,9 @@ def config_from_reference(settings: Mapping[str, Any], weights: Mapping[str, Ten
     values["prediction_shape"] = _prediction_shape(settings.get("prediction_reshaper"), settings["out_dims"])
     values["backbone"] = str(values["backbone"]).removesuffix("_backbone")
     values["in_channels"] = _in_channels(values["backbone"], weights)
-    if settings.get("energy_head_enabled", "energy_proj.0.weight" in weights):
-        values["energy_hidden"] = settings.get("energy_hidden_dim", ENERGY_HIDDEN)
+    if settings.get("energy_head_enabled", _ENERGY_WEIGHT in weights):
+        found = len(weights[_ENERGY_WEIGHT]) if _ENERGY_WEIGHT in weights else ENERGY_HIDDEN
+        values["energy_hidden"] = settings.get("energy_hidden_dim", found)
     try:
         return CTMConfig.from_dict({**values, **settings.get(_OURS, {})})
     except ValueError as error:

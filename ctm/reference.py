@@ -33,7 +33,10 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
 # What torch's reader raises over bytes that are torn, or are something else, besides its own refusals.
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, struct.error)
+_UNREADABLE = (
+    *(pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError),
+    *(AttributeError, LookupError, TypeError, ValueError),
+)
 
 
 def load_reference(source: str | Path) -> CTM:
@@ -83,8 +86,10 @@ def save_reference(model: CTM, folder: str | Path) -> None:
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and weights of a `.pt` file: `args` beside `model_state_dict` or `state_dict`."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError):
+        raise
     except _UNREADABLE as error:
         raise ReferenceFormatError(
             f"{path} is not made of tensors, plain values and one argparse.Namespace alone: {error}"

@@ -98,7 +98,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ReferenceFormatError(f"{path} has no `args`, an argparse.Namespace, to build the model from")
     weights = checkpoint.get("model_state_dict", checkpoint.get("state_dict"))
     if not isinstance(weights, dict):
-        raise ReferenceFormatError(f"{path} has neither model_state_dict nor state_dict, but {sorted(checkpoint)}")
+        raise ReferenceFormatError(f"{path} has neither model_state_dict nor state_dict, but {list(checkpoint)}")
+    if others := [name for name, weight in weights.items() if not isinstance(weight, Tensor)]:
+        raise ReferenceFormatError(f"{path} holds weights that are no tensors: {others}")
     return settings_from_arguments(vars(checkpoint["args"])), weights
 
 

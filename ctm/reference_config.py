@@ -124,6 +124,6 @@ def _in_channels(backbone: str, weights: Mapping[str, Tensor]) -> int:
     first = "kv_proj.0.weight" if backbone == "none" else "backbone.layers.0.weight"
     if backbone in RESNETS:
         first = "initial_rgb.weight"
-    if first not in weights:
+    if first not in weights or weights[first].dim() < 2:
         raise ReferenceFormatError(f"missing weight {first!r}, from which the input's channels would be read")
     return weights[first].shape[1]

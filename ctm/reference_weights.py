@@ -76,7 +76,7 @@ _LAYOUTS = [
     (r"neurons\.layers\.\d\.bias", Layout(lambda bias: bias[None], lambda bias: bias[0])),
     (r"neurons\.layers\.\d\.temperature", Layout(lambda scalar: scalar[None], lambda scalar: scalar[0])),
     # The reference clamps while it runs; ours are in range from the start.
-    (r"(action|out)_sync\.decay", Layout(lambda decay: decay, lambda decay: decay.clamp(0, LARGEST_DECAY))),
+    (r"(action|out)_sync\.decay", Layout(lambda decay: decay, lambda decay: decay.clamp(0.0, LARGEST_DECAY))),
 ]
 
 # The reference keeps the selected neurons where we keep the pairs that follow from them.

@@ -37,13 +37,13 @@ class Synchronisation(nn.Module):
         The value is that of the decay clamped to [0, 15], the gradient that of the decay unclamped: a clamp in the
         graph would stop the gradient of a decay at its limit for ever.
         """
-        clamped = self.decay.clamp(0, LARGEST_DECAY)
+        clamped = self.decay.clamp(0.0, LARGEST_DECAY)
         return torch.exp(-(self.decay + (clamped - self.decay).detach()))
 
     @torch.no_grad()
     def project_decay(self) -> None:
         """Move every decay back into [0, 15], in place; belongs after the optimiser's update."""
-        self.decay.clamp_(0, LARGEST_DECAY)
+        self.decay.clamp_(0.0, LARGEST_DECAY)
 
     @torch.no_grad()
     def root_betas(self, ticks: int, *, first: int) -> Tensor:
@@ -51,7 +51,7 @@ class Synchronisation(nn.Module):
 
         Beta of n terms is the sum of keep^j over j < n; summed in float64, as a table is made once and used often.
         """
-        keep = torch.exp(-self.decay.cpu().double().clamp(0, LARGEST_DECAY))
+        keep = torch.exp(-self.decay.cpu().double().clamp(0.0, LARGEST_DECAY))
         powers = keep ** torch.arange(first + ticks - 1, dtype=keep.dtype)[:, None]
         return powers.cumsum(0)[first - 1 :].sqrt().float().to(self.decay.device)
 

@@ -127,6 +127,7 @@ class Intruder:
         pytest.param(lambda path: {"extra": Intruder(path)}, "argparse.Namespace alone", id="code"),
         pytest.param(lambda path: {"extra": path}, "argparse.Namespace alone", id="another class"),
         pytest.param(lambda _: {"args": {"iterations": 4}}, "has no `args`", id="arguments as a dictionary"),
+        pytest.param(lambda _: {"state_dict": {"T": 1}}, r"no tensors: \['T'\]", id="numbers for weights"),
         pytest.param(lambda _: {"state_dict": None}, "neither model_state_dict nor state_dict", id="no weights"),
     ],
 )

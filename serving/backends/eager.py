@@ -3,6 +3,7 @@
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ctm.config import CTMConfig
@@ -31,7 +32,7 @@ def load_eager(bundle: Bundle) -> tuple[Graph, Graph]:
         raise Mismatch("manifest.json: config", quote(str(error), 300), "a CTM's configuration") from error
     try:
         model.load_state_dict(load_file(bundle.path / WEIGHTS), strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise Mismatch(WEIGHTS, quote(str(error), 300), "the weights of the manifest's configuration") from error
     return Encode(model).eval(), Tick(model.eval(), bundle.tick_cap).eval()
 

@@ -1,0 +1,188 @@
+"""From what a step did to what Prometheus reads."""
+
+from math import inf
+
+import pytest
+from fake_bundle import fake_bundle
+from prometheus_client import CollectorRegistry
+
+from serving import errors
+from serving.engine import StepReport
+from serving.metrics import REASONS, Metrics, metrics_table
+from serving.progress import Progress
+from serving.request import Request, StopPolicy, StopReason
+from serving.scheduler import Ended, Thought
+
+MODEL = {"model": "fake", "version": "1"}
+REQUEST = Request(request_id="", inputs={}, rows=1, stop=StopPolicy(max_ticks=20), abstain_below=0.5, arrival=100.0)
+PER_MODEL = 18
+
+
+class Observed:
+    """Metrics that have seen some steps of `fake/1`."""
+
+    def __init__(self, *reports: StepReport, running: int = 0, waiting: int = 0) -> None:
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        for report in reports:
+            self.metrics.observe("fake", 1, report, running, waiting, 4)
+
+    def __getitem__(self, name: str) -> float | None:
+        return self.get(name)
+
+    def get(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, {**MODEL, **labels})
+
+
+def thought(admission_time: float = 101.0) -> Thought:
+    return Thought(REQUEST, 0, admitted=admission_time < inf, admission_time=admission_time)
+
+
+def ended(reason: StopReason, **fields: object) -> StepReport:
+    defaults = {"ticks_used": 7, "answer_tick": 5, "certainty": 0.875}
+    return StepReport(ended=[Ended(thought(), reason, **{**defaults, **fields})], now=103.0)
+
+
+@pytest.mark.parametrize(
+    ("reason", "saved", "wasted"),
+    [
+        pytest.param(StopReason.CERTAIN, 13, 0, id="certain"),
+        pytest.param(StopReason.ENERGY, 13, 0, id="energy"),
+        pytest.param(StopReason.MODEL_DONE, 13, 0, id="model done"),
+        pytest.param(StopReason.TICK_BUDGET, 0, 0, id="budget"),
+        pytest.param(StopReason.DEADLINE, 0, 0, id="deadline"),
+        pytest.param(StopReason.DIVERGED, 0, 0, id="diverged"),
+        pytest.param(StopReason.CANCELLED, 0, 7, id="cancelled"),
+    ],
+)
+def test_ticks_used_saved_and_wasted_by_stop_reason(reason, saved, wasted):
+    seen = Observed(ended(reason))
+    assert seen["ctm_ticks_saved_total"] == saved
+    assert seen["ctm_ticks_wasted_total"] == wasted
+    assert seen.get("ctm_thoughts_total", stop_reason=reason.name) == 1
+    assert seen.get("ctm_ticks_used_sum", stop_reason=reason.name) == 7
+    assert seen.get("ctm_ticks_used_bucket", stop_reason=reason.name, le="6.0") == 0
+    assert seen.get("ctm_ticks_used_bucket", stop_reason=reason.name, le="8.0") == 1
+    others = [other.name for other in StopReason if other is not reason]
+    assert [seen.get("ctm_thoughts_total", stop_reason=name) for name in others] == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("report", "answers", "abstentions", "certainty"),
+    [
+        pytest.param(ended(StopReason.CERTAIN), 1, 0, 0.875, id="certain"),
+        pytest.param(ended(StopReason.TICK_BUDGET, certainty=0.25), 1, 1, 0.25, id="not certain enough"),
+        pytest.param(ended(StopReason.DIVERGED), 1, 1, 0.875, id="diverged"),
+        pytest.param(
+            ended(StopReason.DEADLINE, ticks_used=0, answer_tick=0, certainty=0.0), 1, 1, None, id="never ticked"
+        ),
+        pytest.param(ended(StopReason.CANCELLED, certainty=0.25), 0, 0, None, id="nobody is there to be told"),
+    ],
+)
+def test_what_an_answer_counts_as(report, answers, abstentions, certainty):
+    seen = Observed(report)
+    assert seen["ctm_abstentions_total"] == abstentions
+    assert seen["ctm_think_seconds_count"] == answers
+    assert seen["ctm_think_seconds_sum"] == 2.0 * answers, "from admission at 101 to the answer at 103"
+    assert seen["ctm_stop_certainty_count"] == (certainty is not None)
+    assert seen["ctm_stop_certainty_sum"] == (certainty or 0)
+
+
+def test_a_thought_that_never_ran_is_counted_but_says_nothing_about_ticks():
+    waited = Ended(thought(inf), StopReason.DEADLINE)
+    seen = Observed(StepReport(ended=[waited], now=103.0))
+    assert seen.get("ctm_thoughts_total", stop_reason="DEADLINE") == 1
+    assert seen.get("ctm_ticks_used_count", stop_reason="DEADLINE") == 0
+    assert seen["ctm_think_seconds_count"] == 0
+
+
+def test_times_of_a_step():
+    report = StepReport(
+        admitted=[thought(100.5), thought(102.0)],
+        first_ticks=[REQUEST],
+        num_ticked=3,
+        encode_seconds=0.25,
+        tick_seconds=0.5,
+        now=104.0,
+    )
+    seen = Observed(report, running=3, waiting=9)
+    assert (seen["ctm_queue_seconds_count"], seen["ctm_queue_seconds_sum"]) == (2, 2.5)
+    assert (seen["ctm_first_tick_seconds_count"], seen["ctm_first_tick_seconds_sum"]) == (1, 4.0)
+    assert (seen["ctm_encode_seconds_sum"], seen["ctm_tick_seconds_sum"]) == (0.25, 0.5)
+    assert (seen["ctm_occupancy_ratio_count"], seen["ctm_occupancy_ratio_sum"]) == (1, 0.75)
+    assert (seen["ctm_thoughts_running"], seen["ctm_thoughts_waiting"]) == (3, 9)
+
+
+def test_a_step_that_did_nothing_observes_nothing():
+    seen = Observed(StepReport())
+    for name in ("tick_seconds", "encode_seconds", "occupancy_ratio", "queue_seconds", "request_ticks"):
+        assert seen[f"ctm_{name}_count"] == 0
+
+
+def test_ticks_of_a_request_are_those_of_all_its_rows():
+    progress = Progress(REQUEST)
+    progress.ticks_used = 300
+    seen = Observed(StepReport(finished=[progress]))
+    assert (seen["ctm_request_ticks_count"], seen["ctm_request_ticks_sum"]) == (1, 300)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(errors.InvalidRequest(""), "invalid", id="invalid"),
+        pytest.param(errors.UnknownModel(""), "unknown_model", id="unknown model"),
+        pytest.param(errors.QueueFull("", retry_after_seconds=1.0), "queue_full", id="queue full"),
+        pytest.param(errors.Unavailable(""), "unavailable", id="draining"),
+        pytest.param(errors.DeadlineExceeded(""), "deadline", id="deadline"),
+        pytest.param(errors.BackendFailed(""), "backend_failed", id="backend"),
+        pytest.param(errors.ServingError(""), "backend_failed", id="anything else"),
+    ],
+)
+def test_rejections_by_reason(error, reason):
+    seen = Observed(StepReport(failures=[error]))
+    seen.metrics.rejected("fake", 1, error)
+    counted = {name: seen.get("ctm_rejections_total", reason=name) for name in REASONS.values()}
+    assert counted == {name: 2.0 * (name == reason) for name in REASONS.values()}
+
+
+def test_merged_ticks():
+    seen = Observed()
+    seen.metrics.merged("fake", 1, 3)
+    seen.metrics.merged("fake", 1, 2)
+    assert seen["ctm_ticks_merged_total"] == 5
+
+
+def test_a_model_is_announced_and_forgotten():
+    seen = Observed(ended(StopReason.CERTAIN))
+    seen.metrics.model_info(fake_bundle(), "onnx")
+    seen.metrics.observe("fake", 2, StepReport(), 0, 0, 4)
+    assert seen.get("ctm_model_info", family="none", task="nothing", backend="onnx", ticks="20") == 1
+    seen.metrics.forget("fake", 1)
+    seen.metrics.forget("fake", 1)
+    versions = {sample.labels["version"] for family in seen.registry.collect() for sample in family.samples}
+    assert versions == {"2"}
+
+
+def test_a_model_that_is_announced_shows_zeros_at_once():
+    seen = Observed()
+    seen.metrics.model_info(fake_bundle(), "onnx")
+    assert seen["ctm_ticks_saved_total"] == 0
+    assert seen.get("ctm_thoughts_total", stop_reason="CERTAIN") == 0
+
+
+def test_two_servers_of_one_process_do_not_share_numbers():
+    one, other = Observed(ended(StopReason.CERTAIN)), Observed()
+    assert one["ctm_ticks_saved_total"] == 13
+    assert other["ctm_ticks_saved_total"] is None
+
+
+def test_every_metric_is_named_for_its_unit_and_stands_in_the_table():
+    registry = CollectorRegistry()
+    Metrics(registry)
+    families = list(registry.collect())
+    table = metrics_table()
+    assert len(families) == len(table.splitlines()) - 2 == PER_MODEL
+    for family in families:
+        assert family.name.startswith("ctm_")
+        assert f"`{family.name}" in table
+        assert family.documentation.endswith(".")

@@ -119,7 +119,9 @@ def find_checkpoint(folder: Path) -> Path:
     for candidate in (folder, folder / "best", folder / "last"):
         if (candidate / "weights.safetensors").is_file():
             return candidate.resolve()
-    raise CheckpointError(f"{folder} is no checkpoint and no run's folder: it holds no weights.safetensors, best or last")
+    raise CheckpointError(
+        f"{folder} is no checkpoint and no run's folder: it holds no weights.safetensors, best or last"
+    )
 
 
 def point_at(link: Path, target: Path) -> None:

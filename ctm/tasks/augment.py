@@ -2,6 +2,8 @@
 # Shapes: B rows, C channels, H rows of pixels, W columns of pixels.
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +12,12 @@ from torch.nn import functional
 from ctm.tasks.config import AugmentConfig
 
 
-def augment(images_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def augmentation(config: AugmentConfig) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+    """What `Task.augment` wants; None when the configuration leaves images as they are."""
+    return partial(augment, config) if config.active else None
+
+
+def augment(config: AugmentConfig, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     """A fresh variant of every image; what comes in from outside an image is 0, its background.
 
     Args:

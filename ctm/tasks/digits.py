@@ -1,11 +1,8 @@
 """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn: a task that trains in seconds."""
 
-from functools import partial
-
 import torch
-from sklearn.datasets import load_digits
 
-from ctm.tasks.augment import augment
+from ctm.tasks.augment import augmentation
 from ctm.tasks.config import TaskConfig
 from ctm.tasks.task import Task, TensorRows
 
@@ -14,6 +11,9 @@ BRIGHTEST = 16
 
 def digits(config: TaskConfig) -> Task:
     """Of every five rows in the set's own order, three are learned from, one is held out and one is for the test."""
+    # Here, because importing scikit-learn takes seconds that no other task should wait for.
+    from sklearn.datasets import load_digits
+
     bundled = load_digits()
     images = torch.from_numpy(bundled.images).to(torch.float32)[:, None]
     targets = torch.from_numpy(bundled.target)
@@ -32,5 +32,5 @@ def digits(config: TaskConfig) -> Task:
         train=rows(part < 3),
         held_out=rows(part == 3),
         test=rows(part == 4),
-        augment=partial(augment, config=config.augment) if config.augment.active else None,
+        augment=augmentation(config.augment),
     )

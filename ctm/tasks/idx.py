@@ -1,9 +1,8 @@
 """Reading idx files, the format of MNIST: a magic number, the sizes of the dimensions, then plain bytes.
 
-    byte 0, 1   0
-    byte 2      the type of a value; 8 is an unsigned byte, the only one read here
-    byte 3      the number of dimensions
-    then        each dimension's size, 4 bytes, the largest byte first; then the values, the last dimension fastest
+Of the magic number's four bytes the first two are 0, the third is the type of a value (8 is an unsigned byte, the
+only one read here) and the fourth is the number of dimensions. Sizes take 4 bytes each, the largest byte first; among
+the values the last dimension runs fastest.
 """
 
 import gzip

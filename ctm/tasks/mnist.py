@@ -1,11 +1,10 @@
 """MNIST: 70,000 handwritten digits of 28 x 28 pixels, read from a folder or fetched once from a mirror."""
 
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from ctm.tasks.augment import augment
+from ctm.tasks.augment import augmentation
 from ctm.tasks.config import MnistConfig, TaskConfig
 from ctm.tasks.fetch import cache_folder, fetch
 from ctm.tasks.idx import IdxError, read_idx
@@ -42,7 +41,7 @@ def mnist(config: TaskConfig, data_dir: Path | None) -> Task:
         train=TensorRows(images[:-held_out], targets[:-held_out], scale=1 / 255),
         held_out=TensorRows(images[-held_out:], targets[-held_out:], scale=1 / 255),
         test=LazyRows(lambda: TensorRows(*_read("t10k", config.mnist, data_dir), scale=1 / 255)),
-        augment=partial(augment, config=config.augment) if config.augment.active else None,
+        augment=augmentation(config.augment),
     )
 
 

@@ -1,8 +1,7 @@
 """What every task offers: labelled rows in three parts, and the shape of the prediction that answers one row.
 
-    train      what the model learns from
-    held_out   never learned from: watched while training, and where thresholds are chosen
-    test       read once, at the end, for the numbers that are published
+The model learns from `train`. `held_out` is never learned from: it is watched while training, and thresholds are
+chosen on it. `test` is read once, at the end, for the numbers that are published.
 """
 
 from collections.abc import Callable, Iterator
@@ -96,5 +95,5 @@ class Task:
 
 def batches(rows: Rows, batch_size: int) -> Iterator[Batch]:
     """All rows in order, `batch_size` at a time; the last batch holds what is left."""
-    for indices in torch.arange(len(rows)).split(batch_size):
-        yield rows.take(indices)
+    for first in range(0, len(rows), batch_size):
+        yield rows.take(torch.arange(first, min(first + batch_size, len(rows))))

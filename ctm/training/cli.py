@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ctm.checkpoint import CheckpointError, find_checkpoint, read_config
+from ctm.checkpoint import CheckpointError, read_config
 from ctm.tasks.fetch import FetchError
 from ctm.tasks.idx import IdxError
 from ctm.training.config import RunConfig
@@ -60,7 +60,11 @@ def parse(arguments: Sequence[str]) -> Command:
     else:
         raise ConfigError(f"a file or --resume must describe the run; {PROGRAM} --help says more")
     command = Command(config=config, resume=resume, run=run)
-    return tyro.cli(Command, args=list(arguments), default=command, prog=PROGRAM, description=DESCRIPTION)
+    try:
+        return tyro.cli(Command, args=list(arguments), default=command, prog=PROGRAM, description=DESCRIPTION)
+    except ValueError as error:
+        # Values that are fine alone but not together; tyro reports all other mistakes itself.
+        raise ConfigError(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,8 +92,10 @@ def _find(arguments: Sequence[str]) -> tuple[Path | None, Path | None]:
 
 
 def _run_of(folder: Path) -> RunConfig:
-    checkpoint = find_checkpoint(folder / "last")
-    config = read_config(checkpoint)
+    last = folder / "last"
+    if not last.exists():
+        raise CheckpointError(f"{folder} holds no checkpoint to resume from")
+    config = read_config(last)
     if "run" not in config:
-        raise CheckpointError(f"{checkpoint / 'config.json'} lacks the key 'run'")
-    return from_table(config["run"], source=str(checkpoint / "config.json"))
+        raise CheckpointError(f"{last / 'config.json'} lacks the key 'run'")
+    return from_table(config["run"], source=str(last / "config.json"))

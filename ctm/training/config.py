@@ -103,6 +103,8 @@ class RunConfig:
     """auto takes an accelerator where there is one."""
     threads: int | None = None
     """CPU threads of each process; not given: torch decides."""
+    compile: bool = False
+    """Compile the tick: faster once it runs, but a minute or more to begin with, and a C++ compiler is needed."""
     task: TaskConfig
     model: CTMConfig
     loss: LossConfig = field(default_factory=LossConfig)

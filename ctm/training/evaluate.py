@@ -20,12 +20,12 @@ NEVER = 2.0
 
 
 class Judged(NamedTuple):
-    """What every row did at every tick; float32, on the CPU."""
+    """What every row did at every tick: float32 [N, T], on the CPU."""
 
-    correct_NT: Tensor
+    correct: Tensor
     """1 for a right prediction, 0 for a wrong one; the share of right positions where there are several."""
-    certainty_NT: Tensor
-    confidence_NT: Tensor
+    certainty: Tensor
+    confidence: Tensor
     """Probability of the predicted label, the mean over positions."""
 
 
@@ -44,9 +44,7 @@ class Evaluation:
     frontier: tuple[FrontierPoint, ...]
 
 
-def evaluate(
-    model: CTM, task: Task, rows: Rows, batch_size: int, accelerator: Accelerator | None = None
-) -> Evaluation:
+def evaluate(model: CTM, task: Task, rows: Rows, batch_size: int, accelerator: Accelerator | None = None) -> Evaluation:
     """Think about all rows for all ticks, each process about its share, and sum it up."""
     return summarise(judge(model, rows, task.prediction_shape, batch_size, accelerator))
 
@@ -62,7 +60,7 @@ def summarise(judged: Judged) -> Evaluation:
         certainty_by_tick=certainty_NT.mean(axis=0).tolist(),
         calibration_error_by_tick=calibration_error(confidence_NT, correct_NT).tolist(),
         # float32, as it is compared when serving.
-        frontier=frontier(judged.certainty_NT.numpy(), judged.correct_NT.numpy()),
+        frontier=frontier(judged.certainty.numpy(), judged.correct.numpy()),
     )
 
 
@@ -79,7 +77,7 @@ def judge(
     parts = []
     was_training = model.training
     model.eval()
-    for indices in mine.split(batch_size):
+    for indices in torch.split(mine, batch_size):
         inputs, targets = rows.take(indices)
         thoughts = model(inputs.to(device))
         correct_BT, confidence_BT = judge_predictions(thoughts.predictions, targets.to(device), prediction_shape)
@@ -99,8 +97,12 @@ def judge_predictions(predictions_BTC: Tensor, targets: Tensor, shape: Sequence[
         targets: labels, [B], or [B, positions] where `shape` has positions.
         shape: of one prediction; its last dimension runs over labels.
     """
-    probability, label = predictions_BTC.detach().float().unflatten(-1, list(shape)).softmax(dim=-1).max(dim=-1)
+    logits = torch.unflatten(predictions_BTC.detach().float(), -1, tuple(shape))
+    confidence, label = logits.softmax(dim=-1).max(dim=-1)
     correct = (label == targets[:, None]).float()
-    return correct.flatten(2).mean(dim=2) if correct.dim() > 2 else correct, (
-        probability.flatten(2).mean(dim=2) if probability.dim() > 2 else probability
-    )
+    return _over_positions(correct), _over_positions(confidence)
+
+
+def _over_positions(values: Tensor) -> Tensor:
+    """[B, T, positions...] to [B, T]."""
+    return values.flatten(2).mean(dim=2) if values.dim() > 2 else values

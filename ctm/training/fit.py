@@ -22,4 +22,4 @@ def check_fit(model: CTMConfig, task: Task) -> None:
             f"model.in_channels = {model.in_channels} cannot read"
         )
     if model.energy_hidden is not None and task.loss != "image":
-        raise ConfigError(f"model.energy_hidden is for tasks of one label a row, task {task.name} has a label a position")
+        raise ConfigError(f"model.energy_hidden needs a task of one label a row, {task.name} has one at each position")

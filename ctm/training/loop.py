@@ -90,6 +90,9 @@ class Trainer:
         # What is evaluated and exported: the average of the weights, or a copy of them. Apart from the model that
         # learns, because accelerate wraps that one in its precision.
         self.served = copy.deepcopy(self.model).eval()
+        if config.compile:
+            # The tick, not the loop around it: that would be compiled unrolled, for many minutes.
+            self.model.tick = torch.compile(self.model.tick, dynamic=False)  # type: ignore[method-assign]  # of this instance
         self._wrapped: nn.Module
         self._optimiser: torch.optim.Optimizer
         self._wrapped, self._optimiser = accelerator.prepare(self.model, make_optimiser(self.model, config.optimiser))
@@ -133,19 +136,19 @@ class Trainer:
                 loss = objective(thoughts, some_targets, self.task.loss, config.loss)
                 self.accelerator.backward(loss.value / config.parts)
             correct, _ = judge_predictions(thoughts.predictions, some_targets, self.task.prediction_shape)
-            accuracy = correct.gather(1, loss.tick[:, None]).mean()
-            measured.append(torch.stack([loss.value.detach(), accuracy, loss.tick.float().mean() + 1]))
+            right = correct.gather(1, loss.tick[:, None]).mean()
+            measured.append(torch.stack([loss.value.detach(), right, loss.tick.float().mean() + 1]))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.optimiser.clip_norm or math.inf)
         assert norm is not None, "gradients are clipped where they have been summed"
-        mean = torch.stack(measured).mean(dim=0)
-        self._check_finite(number, mean[0], norm)
+        mean_loss, accuracy, answer_tick = torch.stack(measured).mean(dim=0).unbind()
+        self._check_finite(number, mean_loss, norm)
         self._optimiser.step()
         self._optimiser.zero_grad()
         self.model.project_decays()
         self.progress.done += 1
         if config.optimiser.average_decay:
             average_into(self.served, self.model, self.progress.done, config.optimiser.average_decay)
-        return Measured(*mean, norm)
+        return Measured(mean_loss, accuracy, answer_tick, norm)
 
     def evaluate(self) -> bool:
         """Think about the held-out rows; True when it never went better."""
@@ -197,7 +200,7 @@ class Trainer:
         inputs, targets = inputs.to(self.accelerator.device), targets.to(self.accelerator.device)
         if self.task.augment is not None:
             chance = generator(self.config.seed, Purpose.AUGMENT, update, self.accelerator.process_index)
-            inputs = self.task.augment(inputs, generator=chance)
+            inputs = self.task.augment(inputs, chance)
         return Batch(inputs, targets)
 
     def _rate(self, update: int) -> float:

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from ctm.training.evaluate import Evaluation
 from ctm.training.plot import plot_evaluation, save_plot
@@ -50,31 +50,34 @@ class FolderReporter(Reporter):
         _take_back(folder / LOG, done)
         self._folder, self._updates = folder, updates
         self._log = (folder / LOG).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)  # type: ignore[no-untyped-call]  # untyped in torch
-        # disable=None: no bar where nobody watches it move.
-        self._bar = tqdm(total=updates, initial=done, unit="update", disable=None, dynamic_ncols=True)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+        # Where nobody watches it move there is no bar.
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._whole = self._bar.add_task("training", total=updates, completed=done, shown="")
+        self._bar.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        self._bar.stop()
         self._log.close()
-        self._board.close()  # type: ignore[no-untyped-call]  # untyped in torch
+        self._board.close()
 
     def advance(self) -> None:
-        self._bar.update()
+        self._bar.advance(self._whole)
 
     def report(self, update: int, scalars: dict[str, float]) -> None:
         self._write({"event": "report", "update": update, **scalars})
         self._draw(update, {f"train/{name}": value for name, value in scalars.items()})
-        shown = {
-            "loss": f"{scalars['loss']:.4f}",
-            "accuracy": f"{scalars['accuracy']:.4f}",
-            "ticks/s": f"{scalars['ticks_per_second']:,.0f}",
-        }
-        self._bar.set_postfix(shown, refresh=False)
+        shown = (
+            f"loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.4f}  "
+            f"{scalars['ticks_per_second']:,.0f} ticks/s"
+        )
+        self._bar.update(self._whole, shown=shown)
         if self._bar.disable:
-            self.say(f"update {update}/{self._updates}  " + "  ".join(f"{key} {value}" for key, value in shown.items()))
+            self.say(f"update {update}/{self._updates}  {shown}")
 
     def evaluation(self, update: int, evaluation: Evaluation, best: bool) -> None:
         self._write({"event": "evaluation", "update": update, "best": best, **dataclasses.asdict(evaluation)})
@@ -95,7 +98,7 @@ class FolderReporter(Reporter):
         )
 
     def say(self, sentence: str) -> None:
-        tqdm.write(sentence, file=sys.stderr)
+        self._console.print(sentence, markup=False)
 
     def _write(self, line: dict[str, Any]) -> None:
         self._log.write(json.dumps(line) + "\n")
@@ -103,8 +106,8 @@ class FolderReporter(Reporter):
 
     def _draw(self, update: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
-            self._board.add_scalar(name, value, update)  # type: ignore[no-untyped-call]  # untyped in torch
-        self._board.flush()  # type: ignore[no-untyped-call]  # untyped in torch
+            self._board.add_scalar(name, value, update)
+        self._board.flush()
 
 
 def _take_back(log: Path, done: int) -> None:

@@ -41,7 +41,7 @@ def train(config: RunConfig, *, resume: bool = False, command: Sequence[str] = (
     if resume and not last.exists():
         raise CheckpointError(f"{config.folder} holds no checkpoint to resume from")
     if not resume and last.exists():
-        raise ConfigError(f"{config.folder} already holds a run: --resume {config.folder} goes on, --name makes another")
+        raise ConfigError(f"{config.folder} holds a run: --resume {config.folder} goes on, --name makes another")
     _prepare_torch(config)
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
         accelerator = Accelerator(mixed_precision=PRECISIONS[config.precision], cpu=config.device == "cpu")
@@ -70,7 +70,7 @@ def _prepare_torch(config: RunConfig) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Of use only to those who read memory before they write it; it costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at run time
 
 
 def _origin(config: RunConfig, task: Task, command: Sequence[str]) -> dict[str, Any]:

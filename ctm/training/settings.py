@@ -68,7 +68,7 @@ def _check_keys(table: Mapping[str, Any], config: type[Any], prefix: str, source
             hint = f"; did you mean {prefix}{close[0]}?" if close else ""
             raise ConfigError(f"{source}: unknown key {prefix}{key}, allowed here: {', '.join(fields)}{hint}")
         if dataclasses.is_dataclass(types[key]) and isinstance(value, Mapping):
-            _check_keys(value, types[key], f"{prefix}{key}.", source)  # type: ignore[arg-type]  # a class, not an instance
+            _check_keys(value, types[key], f"{prefix}{key}.", source)
 
 
 def _sentence(error: ValidationError) -> str:

@@ -1,6 +1,7 @@
 """The CTM's tick: against independent formulas, pure, the same alone or in company, exportable."""
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from numpy_ctm import NumpyCTM
@@ -248,6 +249,21 @@ def test_the_exported_graphs_take_any_number_of_rows(settings, shape, how):
         torch.testing.assert_close(frozen_encode(inputs), tuple(context))
         arguments = (*context, *model.start(len(inputs)))
         torch.testing.assert_close(frozen_tick(*arguments), tick(*arguments))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_onnx_graph_of_a_tick_takes_any_number_of_rows():
+    model = build(backbone="digit", in_channels=1).requires_grad_(False)
+    tick = Tick(model)
+    arguments = (*model.encode(torch.rand(2, 1, 8, 8)), *(value.clone() for value in model.start(2)))
+    rows = torch.export.Dim("rows", min=1, max=64)
+    dynamic = (tuple({0: rows} for _ in arguments),)
+    program = torch.onnx.export(tick, arguments, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    arguments = (*model.encode(torch.rand(5, 1, 8, 8)), *model.start(5))
+    fed = {node.name: value.numpy() for node, value in zip(session.get_inputs(), arguments, strict=True)}
+    for ours, expected in zip(session.run(None, fed), tick(*arguments), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from serving.bundle import Bundle
 from serving.mismatch import Mismatch, listing, quote
 from serving.request import AnswerRule, StopPolicy, StopReason, StreamPolicy
 
+_ANSWER_RULES = {0: AnswerRule.MOST_CERTAIN} | {int(rule): rule for rule in AnswerRule}
 _CAN_BE_DISABLED = (StopReason.MODEL_DONE, StopReason.CERTAIN, StopReason.ENERGY)
 
 
@@ -61,9 +62,10 @@ def answer_rule(number: int) -> AnswerRule:
     Raises:
         Mismatch: there is none.
     """
-    if number not in (0, *AnswerRule):
+    rule = _ANSWER_RULES.get(number)
+    if rule is None:
         raise Mismatch("answer_rule", number, f"one of {listing(pb.AnswerRule.keys())}")
-    return AnswerRule(number or AnswerRule.MOST_CERTAIN)
+    return rule
 
 
 def certainty(what: str, value: float) -> float:

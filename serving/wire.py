@@ -7,6 +7,7 @@ Nothing a caller sends is trusted, and nothing is allocated before its size is k
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,7 +116,7 @@ def _check_values(what: str, values: Array, spec: TensorSpec) -> None:
     if spec.dtype.kind == "b":
         return
     low, high = values.min(), values.max()  # NaN if any value is
-    if spec.dtype.kind == "f" and not (np.isfinite(low) and np.isfinite(high)):
+    if spec.dtype.kind == "f" and not (isfinite(low) and isfinite(high)):
         row = np.argwhere(~np.isfinite(values))[0]
         raise Mismatch(f"{what}, at {row.tolist()}", values[tuple(row)], "finite numbers")
     if spec.minimum is not None and low < spec.minimum:

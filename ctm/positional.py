@@ -43,8 +43,7 @@ class Fourier(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        y, x = (_spread(1.0, features.shape[axis], self.frequencies.weight) for axis in (-2, -1))
-        y, x = torch.meshgrid(y, x, indexing="ij")
+        y, x = _grid(1.0, features, self.frequencies.weight)
         angles = self.frequencies(torch.stack([x, y], dim=-1))
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1) / math.sqrt(2 * self.FREQUENCIES)
         embedding: Tensor = self.mlp(waves).permute(2, 0, 1)[None]
@@ -77,8 +76,7 @@ class Rotational(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         start_x, start_y = self.start.unbind()
-        angles = [_spread(math.pi, features.shape[axis], self.start) for axis in (-2, -1)]
-        y, x = torch.meshgrid(*angles, indexing="ij")
+        y, x = _grid(math.pi, features, self.start)
         turned = [*_turn(y, start_x, start_y), *_turn(x, start_x, start_y)]
         embedding: Tensor = self.projection(torch.stack(turned, dim=-1)).permute(2, 0, 1)[None]
         return embedding
@@ -95,6 +93,13 @@ class RotationalLine(nn.Module):
         angles = _spread(math.pi, features.shape[-1], self.projection.weight)
         embedding: Tensor = self.projection(torch.stack([-angles.sin(), angles.cos()], dim=-1)).T[None]
         return embedding
+
+
+def _grid(end: float, features: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of each position of a feature map, both spread from 0 to `end`, [Y, X]."""
+    axes = [_spread(end, features.shape[axis], like) for axis in (-2, -1)]
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    return y, x
 
 
 def _spread(end: float, count: int, like: Tensor) -> Tensor:

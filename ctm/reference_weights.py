@@ -94,12 +94,11 @@ _PAIR_LAYOUTS = [
 
 def weights_to_reference(config: CTMConfig, ours: StateDict) -> dict[str, Tensor]:
     """Our state dict as the reference would have saved it. Also serves for gradients, which lie as their weights do."""
-    return {
-        theirs: torch.cat([_layout(name, config).outward(ours[name]) for name in names])
-        if len(names) > 1
-        else _layout(names[0], config).outward(ours[names[0]])
-        for theirs, names in _names(config, ours).items()
-    }
+    theirs = {}
+    for their_name, names in _names(config, ours).items():
+        parts = [_layout(name, config).outward(ours[name]) for name in names]
+        theirs[their_name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return theirs
 
 
 def weights_from_reference(config: CTMConfig, ours: StateDict, theirs: StateDict) -> dict[str, Tensor]:

@@ -7,23 +7,21 @@ The numbers are the model's. What changes is the form: neighbouring linear layer
 does not depend on the input is computed beforehand, and the rows of a batch may be at different ticks.
 """
 
-# Shapes: B rows, D neurons, M memory, I attention width, L tokens, h heads, K = I / h, A / O action / out pairs,
-# P pairs of either, C numbers in a prediction, H hidden width of the neuron-level models.
+# Shapes: B rows, D neurons, M memory, I attention width, L tokens, h heads, K = I / h, A / O action / out pairs.
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctm.certainty import certainty
+from ctm.config import CTMConfig
+from ctm.frozen import CertaintyReadout, ConvolutionNeurons, MatmulNeurons, compose, synapse_after
 from ctm.model import CTM, Context, State
-from ctm.neuron import NeuronLayer
-from ctm.sync import Synchronisation
-from ctm.synapse import GatedSynapse, UNetSynapse
-
-__all__ = ["Encode", "Program", "TensorSpec", "Tick", "pack_context", "pack_state", "specify", "start_values"]
 
 Role = Literal["prediction", "certainty", "energy", "detail"]
 
@@ -107,6 +105,24 @@ def start_values(model: CTM) -> dict[str, Tensor]:
     }
 
 
+def model_from_bundle(config: Mapping[str, Any], weights: Path) -> CTM:
+    """The model that a bundle was exported from, in evaluation mode.
+
+    Args:
+        config: the manifest's `config`, in which protobuf has turned all whole numbers into floats.
+        weights: the bundle's weights.safetensors.
+    """
+    model = CTM(CTMConfig.from_dict({name: _whole(value) for name, value in config.items()}))
+    model.load_state_dict(load_file(weights), strict=True)
+    return model.eval()
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return [_whole(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def pack_context(context: Context) -> tuple[Tensor, ...]:
     """The model's context as the program's context tensors, in order."""
     return context.keys, context.values
@@ -120,13 +136,29 @@ def pack_state(state: State, ticks_done_B: Tensor) -> tuple[Tensor, ...]:
 class Encode(nn.Module):
     """All that does not change over ticks: input to keys and values."""
 
+    token_weight: Tensor
+    token_bias: Tensor
+
+    @torch.no_grad()
     def __init__(self, model: CTM) -> None:
+        """Freeze a model, whose configuration must know the shape of an input."""
         super().__init__()
         self.model = model
+        linear, norm = model.embedding
+        assert isinstance(linear, nn.Linear), "the embedding is a linear layer and a norm"
+        self.norm = norm
+        features = model.features(torch.zeros(1, *model.config.input_shape, device=linear.weight.device))
+        # What the positional embedding adds to a token is known beforehand, so it becomes part of the bias.
+        position = torch.zeros_like(features) if model.positional is None else model.positional(features)
+        position_LC = position.expand_as(features).flatten(2)[0].T.double()
+        self.register_buffer("token_weight", linear.weight.detach().T.contiguous())
+        self.register_buffer("token_bias", (position_LC @ linear.weight.double().T + linear.bias.double()).float())
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """[B, *input_shape] to keys and values, [B, h, L, K] each."""
-        return pack_context(self.model.encode(inputs))
+        features_BLC = self.model.features(inputs).flatten(2).transpose(1, 2)
+        tokens_BLI = self.norm(torch.matmul(features_BLC, self.token_weight) + self.token_bias)
+        return pack_context(self.model.attention.context(tokens_BLI))
 
 
 class Tick(nn.Module):
@@ -134,36 +166,41 @@ class Tick(nn.Module):
 
     root_beta_action: Tensor
     root_beta_out: Tensor
-    left: Tensor
-    right: Tensor
     keep_action: Tensor
     keep_out: Tensor
+    left: Tensor
+    right: Tensor
 
     @torch.no_grad()
-    def __init__(self, model: CTM, tick_cap: int) -> None:
+    def __init__(self, model: CTM, tick_cap: int, *, convolve: bool = False) -> None:
         """Freeze a model.
 
         Args:
             tick_cap: the most ticks a row may run; the tables are this long.
+            convolve: compute the neuron-level models as convolutions where they allow it. Faster in ONNX Runtime on a
+                CPU, where it is a third of a tick; many times slower in torch.
         """
         super().__init__()
-        config = model.config
         if tick_cap < 1:
             raise ValueError(f"tick_cap must be at least 1, got {tick_cap}")
-        self.heads, self.answer_shape, self.tick_cap = config.heads, config.answer_shape, tick_cap
-        self.query = _compose(
-            model.attention.query, model.query, scale=(config.attention_width // config.heads) ** -0.5
-        )
-        self.synapse = _after_attention(model.synapse, model.attention.out)
-        self.neurons = nn.Sequential(*(FrozenNeuronLayer(layer) for layer in model.neurons.layers))
-        self.readout, self.energy = model.readout, model.energy
-        action_table, out_table = model.root_beta_table(tick_cap)
+        config, attention = model.config, model.attention
+        self.heads, self.answer_shape, self.last_row = config.heads, config.answer_shape, tick_cap - 1
+        self.query = compose(attention.query, model.query, scale=(config.attention_width // config.heads) ** -0.5)
+        self.synapse = synapse_after(attention.out, model.synapse)
+        convolve = convolve and ConvolutionNeurons.can_compute(model.neurons)
+        self.neurons = (ConvolutionNeurons if convolve else MatmulNeurons)(model.neurons)
+        self.readout, self.certainty, self.energy = model.readout, CertaintyReadout(self.answer_shape), model.energy
+
+        action, out = model.action_sync, model.out_sync
+        root_beta_action, root_beta_out = model.root_beta_table(tick_cap)
         keep_action, keep_out = model.keep()
-        self.register_buffer("root_beta_action", action_table)
-        self.register_buffer("root_beta_out", out_table)
-        self.register_buffer("keep_action", keep_action.detach().clone())
-        self.register_buffer("keep_out", keep_out.detach().clone())
-        self.action_pairs, self.out_pairs = _Pairs(model.action_sync), _Pairs(model.out_sync)
+        self.register_buffer("root_beta_action", root_beta_action)
+        self.register_buffer("root_beta_out", root_beta_out)
+        self.register_buffer("keep_action", keep_action)
+        self.register_buffer("keep_out", keep_out)
+        self.pairs = (config.action_pairs, config.out_pairs)
+        self.register_buffer("left", torch.cat([action.left, out.left]))
+        self.register_buffer("right", torch.cat([action.right, out.right]))
 
     def forward(
         self,
@@ -176,92 +213,28 @@ class Tick(nn.Module):
         ticks_done: Tensor,
     ) -> tuple[Tensor, ...]:
         """Arguments and results in the order of `specify`: context, state; next state, outputs."""
-        # Rows of slots that nobody thinks in ride along for ever: they stay at the table's last row.
-        row_B = ticks_done.clamp(max=self.tick_cap - 1)
-        sync_action = action_sum / self.root_beta_action[row_B]
+        # A slot that nobody thinks in ticks on with the others for ever: it stays at the last row of the tables.
+        row_B = ticks_done.clamp(max=self.last_row)
 
+        sync_action = action_sum / F.embedding(row_B, self.root_beta_action)
         query_Bh1K = self.query(sync_action).unflatten(-1, (self.heads, 1, -1))
         attention_Bh1L = torch.matmul(query_Bh1K, keys.transpose(-1, -2)).softmax(-1)
         found_BI = torch.matmul(attention_Bh1L, values).flatten(1)
 
         pre = self.synapse(torch.cat([found_BI, post], dim=-1))
         next_trace = torch.cat([trace[:, :, 1:], pre.unsqueeze(-1)], dim=-1)
-        next_post = self.neurons(next_trace.transpose(0, 1)).squeeze(-1).transpose(0, 1)
+        next_post_DB = self.neurons(next_trace)
 
-        next_action_sum = self.keep_action * action_sum + self.action_pairs(next_post)
-        next_out_sum = self.keep_out * out_sum + self.out_pairs(next_post)
-        sync_out = next_out_sum / self.root_beta_out[row_B]
-        prediction = self.readout(sync_out)
+        # Picking whole rows of [D, B] is one copy for each pair; picking numbers out of [B, D] would be B.
+        products = (next_post_DB.index_select(0, self.left) * next_post_DB.index_select(0, self.right)).T
+        action_products, out_products = products.split(self.pairs, dim=-1)
+        next_action_sum = self.keep_action * action_sum + action_products
+        next_out_sum = self.keep_out * out_sum + out_products
 
-        outputs = [prediction.unflatten(-1, self.answer_shape), certainty(prediction, self.answer_shape)]
+        sync_out = next_out_sum / F.embedding(row_B, self.root_beta_out)
+        prediction = self.readout(sync_out).unflatten(-1, self.answer_shape)
+        outputs = [prediction, self.certainty(prediction)]
         if self.energy is not None:
             outputs.append(self.energy(sync_out))
         outputs.append(attention_Bh1L.squeeze(-2))
-        return next_trace, next_post, next_action_sum, next_out_sum, ticks_done + 1, *outputs
-
-
-class FrozenNeuronLayer(nn.Module):
-    """A neuron-level layer and its gate, with the temperature divided out of the weights."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, layer: NeuronLayer) -> None:
-        super().__init__()
-        temperature = layer.temperature.double()
-        self.norm = layer.norm
-        self.register_buffer("weight", (layer.weight.double() / temperature).float())
-        self.register_buffer("bias", (layer.bias.double() / temperature).float()[:, None])
-
-    def forward(self, x_DBK: Tensor) -> Tensor:
-        y_DBN = torch.matmul(self.norm(x_DBK), self.weight) + self.bias
-        return F.glu(y_DBN, dim=-1)
-
-
-class _Pairs(nn.Module):
-    """What each pair of a sync does at this tick."""
-
-    left: Tensor
-    right: Tensor
-
-    def __init__(self, sync: Synchronisation) -> None:
-        super().__init__()
-        self.register_buffer("left", sync.left)
-        self.register_buffer("right", sync.right)
-
-    def forward(self, post_BD: Tensor) -> Tensor:
-        return post_BD.index_select(1, self.left) * post_BD.index_select(1, self.right)
-
-
-def _compose(outer: nn.Linear, inner: nn.Linear, scale: float = 1.0) -> nn.Linear:
-    """The one linear layer that does what `inner`, then `outer`, then a multiplication do."""
-    weight = outer.weight.double() @ inner.weight.double()
-    bias = outer.weight.double() @ inner.bias.double() + outer.bias.double()
-    return _linear(weight * scale, bias * scale)
-
-
-def _after_attention(synapse: nn.Module, out: nn.Linear) -> nn.Module:
-    """The synapse model with attention's out projection moved into its first linear layer."""
-    if isinstance(synapse, GatedSynapse):
-        first = _absorb(synapse.linear, out)
-        return nn.Sequential(first, synapse.gate, synapse.norm)
-    assert isinstance(synapse, UNetSynapse), f"{type(synapse).__name__} is not known here"
-    frozen = UNetSynapse.__new__(UNetSynapse)
-    nn.Module.__init__(frozen)
-    frozen.first = nn.Sequential(_absorb(synapse.first.linear, out), synapse.first.norm, synapse.first.activation)
-    frozen.down, frozen.up, frozen.norms = synapse.down, synapse.up, synapse.norms
-    return frozen
-
-
-def _absorb(linear: nn.Linear, out: nn.Linear) -> nn.Linear:
-    """`linear` over (out(found), post), as one layer over (found, post)."""
-    weight, width = linear.weight.double(), out.out_features
-    found, post = weight[:, :width], weight[:, width:]
-    composed = torch.cat([found @ out.weight.double(), post], dim=1)
-    return _linear(composed, found @ out.bias.double() + linear.bias.double())
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight, layer.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
-    return layer
+        return next_trace, next_post_DB.T, next_action_sum, next_out_sum, ticks_done + 1, *outputs

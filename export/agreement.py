@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ctm.frontier import stopping
-from ctm.model import CTM
+from ctm.model import CTM, Context
 from ctm.program import Program, pack_context, pack_state
 from export.artefact import Array, Artefact
 from export.errors import DisagreementError
@@ -73,7 +73,7 @@ def measure_agreement(
     for count in row_counts:
         one_tick = np.maximum(one_tick, _one_tick(model, program, artefact, inputs[:count], tolerance))
 
-    parts = [_free_running(model, program, artefact, chunk) for chunk in inputs.split(_CHUNK)]
+    parts = [_free_running(model, program, artefact, chunk) for chunk in torch.split(inputs, _CHUNK)]
     difference_T = np.max([difference for difference, _, _ in parts], axis=0)
     eager_NT = np.concatenate([certainty for _, certainty, _ in parts])
     artefact_NT = np.concatenate([certainty for _, _, certainty in parts])
@@ -128,7 +128,7 @@ def _free_running(model: CTM, program: Program, artefact: Artefact, inputs: Tens
 
 
 @torch.inference_mode()
-def _encode(model: CTM, inputs: Tensor):
+def _encode(model: CTM, inputs: Tensor) -> Context:
     return model.encode(inputs)
 
 
@@ -142,7 +142,7 @@ def _eager_ticks(model: CTM, program: Program, inputs: Tensor) -> Iterator[_Step
         state, output = model.tick(context, state, root_beta_action, root_beta_out)
         done = done + 1
         outputs = {
-            "prediction": output.prediction.unflatten(-1, model.config.answer_shape),
+            "prediction": torch.unflatten(output.prediction, -1, model.config.answer_shape),
             "certainty": output.certainty,
             "energy": output.energy,
             "attention": output.attention,

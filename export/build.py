@@ -2,7 +2,6 @@
 
 import platform
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ctm.program import Encode, Tick, pack_context, pack_state, start_values
+from ctm.program import Encode, Tick, pack_state, start_values
 from export.agreement import Agreement, measure_agreement
 from export.artefact import OnnxArtefact, TorchScriptArtefact
 from export.bundle import draft, publish
@@ -89,6 +88,7 @@ def _write_program(source: Source, tick_cap: int, folder: Path) -> None:
     """Both functions in both forms, the start values and the weights."""
     model, program = source.model, source.program
     encode, tick = Encode(model).eval(), Tick(model, tick_cap).eval()
+    convolved = Tick(model, tick_cap, convolve=True).eval()
     inputs = torch.zeros(EXAMPLE_ROWS, *model.config.input_shape)
     context = encode(inputs)
     state = pack_state(model.start(EXAMPLE_ROWS), torch.zeros(EXAMPLE_ROWS, dtype=torch.int64))
@@ -98,7 +98,7 @@ def _write_program(source: Source, tick_cap: int, folder: Path) -> None:
     results = [f"next_{name}" for name in state_names] + [spec.name for spec in program.outputs]
     input_names = [spec.name for spec in program.inputs]
     write_onnx(encode, [inputs], input_names, context_names, folder / ONNX_GRAPHS["encode"])
-    write_onnx(tick, arguments, context_names + state_names, results, folder / ONNX_GRAPHS["tick"])
+    write_onnx(convolved, arguments, context_names + state_names, results, folder / ONNX_GRAPHS["tick"])
     write_torchscript(encode, [inputs], folder / TORCHSCRIPT_GRAPHS["encode"])
     write_torchscript(tick, arguments, folder / TORCHSCRIPT_GRAPHS["tick"])
     save_file(start_values(model), folder / START)

@@ -1,6 +1,7 @@
 """The model card (stub)."""
 
 from pathlib import Path
+
 from protos.ctm_bundle_pb2 import Manifest
 
 

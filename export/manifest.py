@@ -1,7 +1,7 @@
 """The manifest: everything a server must know of a bundle, filled in from what export knows and measured."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from google.protobuf import json_format

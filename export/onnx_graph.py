@@ -35,7 +35,6 @@ def write_onnx(
             external_data=False,
             input_names=list(arguments),
             output_names=list(results),
-            # One entry for the one variadic argument, or one for each of forward's.
             dynamic_shapes=tuple({0: rows} for _ in example),
             verbose=False,
         )
@@ -52,9 +51,15 @@ def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     graph.name, graph.doc_string = "program", ""
     del graph.metadata_props[:], graph.value_info[:]
-    for item in (*graph.node, *graph.input, *graph.output, *graph.initializer):
-        item.doc_string = ""
-        del item.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for initializer in graph.initializer:
+        initializer.doc_string = ""
+        del initializer.metadata_props[:]
     assert not model.functions, "the exporter inlines its functions"
     return model
 

@@ -1,6 +1,7 @@
 """The plots (stub)."""
 
 from pathlib import Path
+
 from export.quality import Quality
 
 

@@ -55,7 +55,7 @@ class Quality:
 def judge(model: CTM, rows: Rows) -> Judged:
     """Think about all rows for all ticks."""
     parts = []
-    for indices in torch.arange(len(rows)).split(_BATCH):
+    for indices in torch.split(torch.arange(len(rows)), _BATCH):
         inputs, targets = rows.take(indices)
         thoughts = model(inputs)
         correct_BT, confidence_BT = _judge(thoughts.predictions, targets, model.config.answer_shape)
@@ -101,7 +101,7 @@ def _most_certain_accuracy(judged: Judged) -> float:
 
 def _judge(predictions_BTC: Tensor, targets: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Correctness and confidence at every tick, [B, T] each, means over positions."""
-    confidence, label = predictions_BTC.unflatten(-1, list(shape)).softmax(-1).max(-1)
+    confidence, label = torch.unflatten(predictions_BTC, -1, list(shape)).softmax(-1).max(-1)
     correct = (label == targets[:, None]).float()
     if len(shape) > 1:
         return correct.flatten(2).mean(2), confidence.flatten(2).mean(2)

@@ -22,7 +22,7 @@ def write_torchscript(function: nn.Module, example: Sequence[Tensor], path: Path
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without torch's advice to leave TorchScript: deprecated since 2.13 it still runs, and is one of three backends."""
+    """Without the advice to leave TorchScript: torch 2.13 deprecates it, and it still runs."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
         yield

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from serving import logs
+import serving.logs
 from serving.config import ServerConfig, load_config
 from serving.errors import BundleRefused
 from serving.server import Server
@@ -14,7 +14,7 @@ from serving.server import Server
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server; returns the exit status: 0 after a drain, 1 when it cannot start."""
     config = load_config(sys.argv[1:] if argv is None else argv)
-    logs.configure(config.log_level, config.log_format)
+    serving.logs.configure(config.log_level, config.log_format)
     try:
         uvloop.run(_serve(config))
     except (BundleRefused, OSError, ValueError) as error:

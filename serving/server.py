@@ -33,6 +33,7 @@ from serving.store import Bundle, scan
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Thinker"].full_name
+_HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _LAST_CALLS_SECONDS = 5.0  # for what the drain has answered to reach its readers
 
 
@@ -157,7 +158,7 @@ class Server:
         pb_grpc.add_ThinkerServicer_to_server(thinker, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if config.reflection:
-            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+            reflection.enable_server_reflection((SERVICE, _HEALTH_SERVICE, reflection.SERVICE_NAME), server)
         try:
             self.port = server.add_insecure_port(config.address)
         except RuntimeError as error:

@@ -1,0 +1,179 @@
+"""The whole server as a process: startup, health, several models, bad bundles, drain."""
+
+import asyncio
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import aiohttp
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from served import launch, served
+
+from protos import ctm_serving_pb2 as pb
+from protos import ctm_serving_pb2_grpc as pb_grpc
+from serving.tensors import tensor_message
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def think(rows: int = 1, model: str = "tiny", **fields) -> pb.ThinkRequest:
+    features = np.random.default_rng(0).normal(size=(rows, 4, 6)).astype(np.float32)
+    return pb.ThinkRequest(model=model, inputs=[tensor_message("features", features)], **fields)
+
+
+async def answers(stub, request: pb.ThinkRequest) -> list[pb.Answer]:
+    return [event.answer async for event in stub.Think(request) if event.HasField("answer")]
+
+
+async def get(url: str) -> tuple[int, str]:
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status, await response.text()
+
+
+async def test_a_server_thinks_reports_and_drains(tiny_store):
+    async with served(tiny_store, "--reflection") as server, grpc.aio.insecure_channel(server.address) as channel:
+        stub, health = pb_grpc.ThinkerStub(channel), health_pb2_grpc.HealthStub(channel)
+        for service in ("", "ctm.serving.v1.Thinker", "tiny"):
+            assert (await health.Check(health_pb2.HealthCheckRequest(service=service))).status == SERVING
+
+        got = await answers(stub, think(rows=3))
+        assert sorted(answer.row for answer in got) == [0, 1, 2]
+        used = sum(answer.ticks_used for answer in got)
+
+        listed = (await stub.ListModels(pb.ListModelsRequest())).models
+        assert [(model.name, model.version, model.backend) for model in listed] == [("tiny", 1, "onnx")]
+        manifest = await stub.GetModel(pb.GetModelRequest(model="tiny"))
+        assert manifest.outputs[0].name == "prediction"
+
+        assert await get(f"{server.http}/healthz") == (200, "alive\n")
+        assert (await get(f"{server.http}/readyz"))[0] == 200
+        metrics = (await get(f"{server.http}/metrics"))[1].splitlines()
+        assert f'ctm_request_ticks_sum{{model="tiny",version="1"}} {float(used)}' in metrics
+        assert sum(float(line.split()[-1]) for line in metrics if line.startswith("ctm_thoughts_total{")) == 3
+
+        ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        call = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        names = {service.name for service in (await call.read()).list_services_response.service}
+        assert names >= {"ctm.serving.v1.Thinker", "grpc.health.v1.Health"}
+        call.cancel()
+        assert await server.stop() == 0
+
+
+async def test_sigterm_lets_running_thoughts_finish_and_turns_new_ones_away(tiny_store):
+    async with (
+        served(tiny_store, "--grace-seconds", "40", "--engine.max-waiting", "4096") as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        stub, health = pb_grpc.ThinkerStub(channel), health_pb2_grpc.HealthStub(channel)
+        long = pb.StopPolicy(disabled=[pb.CERTAIN], max_ticks=16)
+        call = stub.ThinkStream()
+        for k in range(40):
+            await call.write(
+                pb.ThinkCommand(think=think(rows=64, request_id=str(k), stop=long, stream=pb.StreamPolicy(every=0)))
+            )
+        await call.write(pb.ThinkCommand())  # commands are read in order: its failure says that all have arrived
+        while not (await call.read()).HasField("failure"):
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=""))
+        async for update in watch:
+            if update.status == NOT_SERVING:
+                break
+        watch.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await answers(stub, think())
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        await call.done_writing()
+        summaries: set[str] = set()
+        while (event := await call.read()) is not grpc.aio.EOF:
+            if event.HasField("summary"):
+                summaries.add(event.request_id)
+                assert event.summary.ticks_used == 64 * 16
+        assert summaries == {str(k) for k in range(40)}
+        assert await server.stop() == 0
+
+
+async def test_several_models_and_versions_serve_and_bad_bundles_are_refused_by_name(tiny_store, tmp_path):
+    store = tmp_path / "store"
+    good = tiny_store / "tiny" / "1"
+    for version in (1, 2, 10):
+        copy_as(good, store / "tiny" / str(version))
+    copy_as(good, store / "other" / "1")
+    copy_as(good, store / "spoilt" / "1")
+    (store / "spoilt" / "1" / "tick.onnx").write_bytes(b"not a graph")
+    copy_as(good, store / "halfway" / "1")
+    (store / "halfway" / "1" / "manifest.json").unlink()
+    copy_as(good, store / "newer" / "1", format_version=99)
+
+    async with (
+        served(store, "--version-policy", "latest:2") as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        stub = pb_grpc.ThinkerStub(channel)
+        listed = (await stub.ListModels(pb.ListModelsRequest())).models
+        assert [(model.name, model.version) for model in listed] == [("other", 1), ("tiny", 2), ("tiny", 10)]
+        summaries = [event.summary async for event in stub.Think(think()) if event.HasField("summary")]
+        assert summaries[0].version == 10, "versions are numbers, and 0 asks for the newest"
+        assert len(await answers(stub, think(version=2))) == 1
+        with pytest.raises(grpc.aio.AioRpcError, match=r"no version 1 of model 'tiny'; served are 2, 10"):
+            await answers(stub, think(version=1))
+        refusals = [entry["reason"] for entry in server.log if entry["event"] == "bundle refused"]
+        for name, file in (("spoilt/1", "tick.onnx"), ("halfway/1", "manifest.json"), ("newer/1", "format_version")):
+            assert [reason for reason in refusals if name in reason and file in reason], (name, refusals)
+
+
+def copy_as(bundle: Path, target: Path, **fields) -> None:
+    """Copy a bundle under another name and version."""
+    shutil.copytree(bundle, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest |= {"name": target.parent.name, "version": int(target.name), **fields}
+    (target / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        pytest.param(["--store", "/nonexistent"], 1, "/nonexistent", id="no store"),
+        pytest.param(["--models", "absent"], 1, "absent", id="a model that is not there"),
+        pytest.param(["--engine.num-slots", "0"], 2, "num_slots", id="a bad setting"),
+        pytest.param(["--backend.kind", "torchscript"], 2, "allow_torchscript", id="TorchScript without consent"),
+        pytest.param(["--backend.providers", "Abacus"], 1, "Abacus", id="a provider that is not there"),
+        pytest.param(["--address", "203.0.113.1:1"], 1, "203.0.113.1:1", id="an address that is not ours"),
+    ],
+)
+async def test_a_server_that_cannot_start_says_why_in_a_line(tiny_store, arguments, status, message):
+    process = await launch("--store", tiny_store, *arguments)
+    _, stderr = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == status
+    (line,) = [line for line in stderr.decode().splitlines() if line.startswith("ctm-serve:")]
+    assert "Traceback" not in stderr.decode()
+    assert message in line
+
+
+async def answers_of_a_server(store: Path, *arguments: str) -> list[pb.Answer]:
+    async with served(store, *arguments) as server, grpc.aio.insecure_channel(server.address) as channel:
+        return await answers(pb_grpc.ThinkerStub(channel), think(rows=8))
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "eager"])
+async def test_every_backend_thinks_the_same(tiny_store, kind):
+    consent = ["--backend.allow-torchscript"] if kind == "torchscript" else []
+    got, expected = [
+        await answers_of_a_server(tiny_store, *arguments) for arguments in (("--backend.kind", kind, *consent), ())
+    ]
+    for one, other in zip(sorted(got, key=lambda a: a.row), sorted(expected, key=lambda a: a.row), strict=True):
+        assert (one.ticks_used, one.answer_tick, one.stop_reason) == (
+            other.ticks_used,
+            other.answer_tick,
+            other.stop_reason,
+        )
+        assert one.certainty == pytest.approx(other.certainty, abs=1e-5)
+        np.testing.assert_allclose(
+            np.frombuffer(one.prediction.data, "<f4"), np.frombuffer(other.prediction.data, "<f4"), atol=1e-4
+        )

@@ -1,0 +1,64 @@
+"""A thought drawn as it happens, at a pace that an eye can follow."""
+
+import asyncio
+import time
+from collections import deque
+
+from rich.console import Console
+from rich.live import Live
+
+from protos import ctm_bundle_pb2 as bundle_pb2
+from serving.client import AsyncThinking, Event, Tick
+from serving.terminal.board import Board
+from serving.terminal.view import View
+
+
+async def show_live(
+    board: Board, thinking: AsyncThinking, console: Console, spec: bundle_pb2.TensorSpec, pace: float
+) -> None:
+    """Draw every tick.
+
+    Args:
+        pace: seconds from one drawing to the next. Events are read, and their times taken, as they arrive: a thought
+            that is faster than this is drawn after it has ended.
+
+    Raises:
+        ThinkError: the request failed; what had been thought stays on the screen.
+    """
+    pending: deque[tuple[float, Event]] = deque()
+    news = asyncio.Event()
+
+    async def read() -> None:
+        try:
+            async for event in thinking:
+                pending.append((time.monotonic(), event))
+                news.set()
+        finally:
+            news.set()
+
+    reader = asyncio.create_task(read())
+    try:
+        with Live(View(board, spec, running=True), console=console, auto_refresh=False) as live:
+            while pending or not reader.done():
+                await news.wait()
+                await asyncio.sleep(pace)
+                _next_frame(board, pending)
+                if not (pending or reader.done()):
+                    news.clear()
+                live.update(View(board, spec, running=bool(pending) or not reader.done()), refresh=True)
+        await reader  # raises what it met
+    finally:
+        reader.cancel()
+
+
+def _next_frame(board: Board, pending: deque[tuple[float, Event]]) -> None:
+    """Note what has arrived, but at most one tick of each row."""
+    advanced: set[int] = set()
+    while pending:
+        arrived, event = pending[0]
+        if isinstance(event, Tick):
+            if event.row in advanced:
+                return
+            advanced.add(event.row)
+        board.record(event, arrived)
+        pending.popleft()

@@ -1,9 +1,10 @@
 """Which models are served, by name and version."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from serving.errors import ServingError, Unavailable, UnknownModel
+from serving.errors import Unavailable, UnknownModel
+from serving.mismatch import listing, quote
 from serving.runner import Runner
 from serving.store import Bundle
 
@@ -16,8 +17,6 @@ class Served:
     runner: Runner
     backend: str
     """The kind of backend, for people."""
-    on_refusal: Callable[[ServingError], None]
-    """Told of every request for this model that is refused before it waits."""
 
 
 class Models:
@@ -44,9 +43,8 @@ class Models:
             raise Unavailable("no model is ready")
         versions = self._served.get(name)
         if versions is None:
-            raise UnknownModel(f"no model {name!r}; served are {', '.join(sorted(self._served))}")
+            raise UnknownModel(f"no model {quote(name)}; served are {listing(sorted(self._served))}")
         found = versions.get(version or max(versions))
         if found is None:
-            there = ", ".join(str(number) for number in sorted(versions))
-            raise UnknownModel(f"no version {version} of model {name!r}; served are {there}")
+            raise UnknownModel(f"no version {version} of model {quote(name)}; served are {listing(sorted(versions))}")
         return found

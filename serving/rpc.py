@@ -34,16 +34,24 @@ class Thinker(pb_grpc.ThinkerServicer):
     Args:
         max_rows: of one request.
         max_stream_requests: in flight on one ThinkStream call; beyond, the call's commands wait to be read.
+        on_refusal: told of every request that is refused before it waits, with the model and version that it asked
+            for, or with "" and 0 when there are no such.
     """
 
-    def __init__(self, models: Models, *, max_rows: int, max_stream_requests: int) -> None:
+    def __init__(
+        self,
+        models: Models,
+        *,
+        max_rows: int,
+        max_stream_requests: int,
+        on_refusal: Callable[[str, int, ServingError], None] = lambda name, version, error: None,
+    ) -> None:
         self._models = models
         self._max_rows = max_rows
         self._max_stream_requests = max_stream_requests
+        self._on_refusal = on_refusal
 
-    async def Think(
-        self, request: pb.ThinkRequest, context: ServicerContext
-    ) -> AsyncIterator[pb.ThinkEvent]:
+    async def Think(self, request: pb.ThinkRequest, context: ServicerContext) -> AsyncIterator[pb.ThinkEvent]:
         asked = None
         try:
             served, asked, outbox = self._submit(request, _deadline(context))
@@ -95,14 +103,16 @@ class Thinker(pb_grpc.ThinkerServicer):
             await status.abort(context, error)
 
     def _submit(self, message: pb.ThinkRequest, call_deadline: float) -> tuple[Served, Request, Outbox]:
-        served = self._models.find(message.model, message.version)
+        name, version = "", 0
         try:
+            served = self._models.find(message.model, message.version)
+            name, version = served.bundle.name, served.bundle.version
             asked = wire.parse_request(
                 message, served.bundle, max_rows=self._max_rows, arrival=time.monotonic(), call_deadline=call_deadline
             )
             outbox = served.runner.submit(asked)
         except ServingError as error:
-            served.on_refusal(error)
+            self._on_refusal(name, version, error)
             raise
         log.debug("request", extra={"request_id": asked.request_id, "model": served.bundle.name, "rows": asked.rows})
         return served, asked, outbox

@@ -21,7 +21,7 @@ from protos import ctm_serving_pb2_grpc as pb_grpc
 from serving.backends.load import load_backend
 from serving.config import ServerConfig
 from serving.engine import Engine, StepReport
-from serving.errors import BundleRefused, ServingError
+from serving.errors import BundleRefused
 from serving.http import SidePort
 from serving.metrics import Metrics
 from serving.models import Models, Served
@@ -139,7 +139,7 @@ class Server:
         self._metrics.model_info(bundle, config.backend.kind)
         seconds = round(time.monotonic() - begin, 3)
         log.info("model ready", extra={"model": bundle.name, "version": bundle.version, "seconds": seconds})
-        return Served(bundle, runner, config.backend.kind, on_refusal=partial(self._refuse, bundle))
+        return Served(bundle, runner, config.backend.kind)
 
     def _make_grpc(self) -> grpc.aio.Server:
         config = self.config
@@ -153,7 +153,10 @@ class Server:
         )
         engine = config.engine
         thinker = Thinker(
-            self.models, max_rows=engine.max_rows, max_stream_requests=engine.max_waiting + engine.num_slots
+            self.models,
+            max_rows=engine.max_rows,
+            max_stream_requests=engine.max_waiting + engine.num_slots,
+            on_refusal=self._metrics.rejected,
         )
         pb_grpc.add_ThinkerServicer_to_server(thinker, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -178,9 +181,6 @@ class Server:
         )
         if merged:
             self._metrics.merged(bundle.name, bundle.version, merged)
-
-    def _refuse(self, bundle: Bundle, error: ServingError) -> None:
-        self._metrics.rejected(bundle.name, bundle.version, error)
 
     def _mark_dead(self, bundle: Bundle) -> None:
         self._not_ready = f"the engine of {bundle.name} has failed"

@@ -121,7 +121,8 @@ class SlotTable:
         reasons = np.zeros(n, np.int8)
         reasons[ticks >= column["max_ticks"]] = StopReason.TICK_BUDGET
         if energy_n is not None:
-            change = np.abs(energy_n - column["energy"])  # NaN at the first tick, which compares false
+            with np.errstate(invalid="ignore"):  # NaN at the first tick, or between infinities, compares false
+                change = np.abs(energy_n - column["energy"])
             settled = (energy_n <= column["energy_threshold"]) | (change < column["energy_delta"])
             reasons[ready & settled] = StopReason.ENERGY
             column["energy"][:] = energy_n

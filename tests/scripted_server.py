@@ -46,7 +46,7 @@ class ScriptedServer:
     backend: ScriptedBackend
     runner: Runner
     reports: list[tuple[StepReport, int]]
-    refusals: list[ServingError]
+    refusals: list[tuple[str, int, ServingError]]
 
     @property
     def merged(self) -> int:
@@ -75,12 +75,17 @@ async def scripted_server(
     scheduler = Scheduler(num_slots=num_slots, max_waiting=max_waiting, admissions_per_plan=8)
     engine = Engine(backend, scheduler, clock=time.monotonic, deadline_margin_seconds=margin)
     reports: list[tuple[StepReport, int]] = []
-    refusals: list[ServingError] = []
+    refusals: list[tuple[str, int, ServingError]] = []
     runner = Runner("script", engine, on_report=lambda *both: reports.append(both), outbox_capacity=outbox_capacity)
     models = Models()
-    models.add(Served(BUNDLE, runner, "scripted", refusals.append))
+    models.add(Served(BUNDLE, runner, "scripted"))
     server = grpc.aio.server()
-    thinker = Thinker(models, max_rows=max_rows, max_stream_requests=max_stream_requests)
+    thinker = Thinker(
+        models,
+        max_rows=max_rows,
+        max_stream_requests=max_stream_requests,
+        on_refusal=lambda name, version, error: refusals.append((name, version, error)),
+    )
     pb_grpc.add_ThinkerServicer_to_server(thinker, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

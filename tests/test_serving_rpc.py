@@ -98,6 +98,12 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
             r"version 7.*\b1\b",
             id="unknown version",
         ),
+        pytest.param(
+            pb.ThinkRequest(model="x" * 100_000),
+            grpc.StatusCode.NOT_FOUND,
+            r"xxx\.\.\.; served are script",
+            id="huge name",
+        ),
         pytest.param(spoilt(name="certainty"), INVALID, r"certainty.*certainties", id="wrong name"),
         pytest.param(without_inputs(think(SURE)), INVALID, r"certainties", id="no inputs"),
         pytest.param(spoilt(shape=[1, 9]), INVALID, r"certainties.*\[1, 9\].*rows, 8", id="wrong shape"),
@@ -150,8 +156,7 @@ async def test_bad_requests_are_refused_with_what_was_met_and_expected(request_,
         assert refused.code() is code
         assert re.search(message, refused.details()), refused.details()
         assert (await events(server, think(SURE)))[-1].HasField("summary"), "the next request is served"
-        if code is INVALID:
-            assert len(server.refusals) == 1
+        assert [refusal[:2] for refusal in server.refusals] == [("script", 1) if code is INVALID else ("", 0)]
 
 
 async def test_a_full_queue_says_when_to_come_back():

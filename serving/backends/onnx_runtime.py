@@ -52,6 +52,9 @@ class OnnxRuntimeBackend(Backend):
             name: ort.InferenceSession(str(path), options, providers=list(providers)) for name, path in graphs.items()
         }
         self._encoder, self._ticker = sessions["encode"], sessions["tick"]
+        if (first := providers[0]) not in (running := self._ticker.get_providers()):
+            # The runtime falls back without a word when a provider's own libraries are missing.
+            raise ValueError(f"ONNX Runtime cannot start {first}; what starts is {', '.join(running)}")
         check_graphs(program, self._encoder, self._ticker)
         self._bindings: dict[tuple[int, int, bool], ort.IOBinding] = {}
 

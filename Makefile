@@ -23,6 +23,7 @@ test: $(DEV)/ready
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
 	$(DEV)/bin/python -m protos.check
+	$(DEV)/bin/python docs/update_readme.py --check
 	$(DEV)/bin/python -m pytest
 
 bench: $(DEV)/ready

@@ -1,0 +1,72 @@
+"""Write the README's tables from what they describe: `python docs/update_readme.py` (`--check` only compares).
+
+Settings and metrics come from the server's own declarations, quality from the shipped manifests, speed from the newest
+results file of the benchmark.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from serving.config import settings_table
+from serving.metrics import metrics_table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+
+def quality_table() -> str:
+    """What each shipped bundle says of itself, with the numbers that its export measured."""
+    lines = [
+        "| model | parameters | ticks T | most certain of T | at the shipped threshold | mean ticks used | first tick |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "model_store").glob("*/*/manifest.json")):
+        manifest = json.loads(path.read_text())
+        quality = manifest.get("quality")
+        if not quality:
+            continue
+        threshold = manifest["stop"]["certainty_threshold"]
+        point = min(quality["frontier"], key=lambda entry: abs(entry["certainty_threshold"] - threshold))
+        card = path.parent.relative_to(ROOT) / "README.md"
+        lines.append(
+            f"| [{manifest['name']}]({card}) | {int(manifest['provenance']['parameters']):,} | {manifest['ticks']} "
+            f"| {quality['accuracy_most_certain']:.2%} | {point['accuracy']:.2%} at {threshold:.3g} "
+            f"| {point['mean_ticks']:.2f} ± {point['ticks_deviation']:.2f} | {quality['accuracy'][0]:.2%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def speed_table() -> str:
+    """The arms of the newest benchmark results, one table a model."""
+    results = sorted((ROOT / "benchmarks" / "results").glob("throughput_*.json"))
+    if not results:
+        return "Not measured yet: `make bench`.\n"
+    path = results[-1]
+    document: dict[str, Any] = json.loads(path.read_text())
+    return f"{document['markdown']}\nFrom [{path.name}]({path.relative_to(ROOT)}), made by `{document['command']}`.\n"
+
+
+def updated(text: str) -> str:
+    """The README's text with every marked table made anew."""
+    tables = {
+        "settings": settings_table(),
+        "metrics": metrics_table(),
+        "quality": quality_table(),
+        "speed": speed_table(),
+    }
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        assert pattern.search(text), f"the README has no place for {name}"
+        text = pattern.sub(lambda match, table=table: match[1] + table + match[2], text)
+    return text
+
+
+if __name__ == "__main__":
+    old = README.read_text()
+    new = updated(old)
+    if "--check" in sys.argv:
+        sys.exit("README.md is out of date: run `python docs/update_readme.py`" if new != old else 0)
+    README.write_text(new)

@@ -30,11 +30,11 @@ examples:
   ctm-think --threshold 0.99 --patience 3 examples/digits/*.png
   ctm-think --json examples/digits/*.png | jq -c 'select(.event == "answer")'
 
-Pictures of any size and kind become grey or RGB, as the model takes them, and are
-made to fit. Models of handwriting know light ink on a dark ground: a grey picture
-whose border is light (on average above half of white) is inverted, unless --invert
-or --no-invert is given. A .npy file holds the model's input itself, [shape] or
-[rows, shape], taken as it is.
+Pictures of any size and kind become grey or RGB, as the model takes them, and
+are made to fit. Models of handwriting know light ink on a dark ground: a grey
+picture whose border is light (on average above half of white) is inverted,
+unless --invert or --no-invert is given. A .npy file holds the model's input
+itself, [shape] or [rows, shape], and is taken as it is.
 
 exit status: 0 answered (abstained too), 1 not answered, 2 bad usage,
 130 interrupted

@@ -211,14 +211,22 @@ class Engine:
             progress.answer(end, predictions[index] if has_answer else None, leaders[index] if has_answer else None)
             report.events += progress.flush()
             if progress.complete:
-                del self._progress[request]
-                if progress.ticked:
-                    report.events.append((request, progress.summary(report.now)))
-                    report.finished.append(progress)
-                else:
-                    late = unticked or DeadlineExceeded("the deadline came before any row of this request ticked")
-                    report.events.append((request, Failure(late)))
-                    report.failures.append(late)
+                self._finish(progress, report, unticked)
+        if log.isEnabledFor(logging.DEBUG):
+            for end in ended:
+                log.debug("thought ended", extra=_facts(end))
+
+    def _finish(self, progress: Progress, report: StepReport, unticked: ServingError | None) -> None:
+        """Every row has answered: send the summary, or the failure of a request that never ticked."""
+        request = progress.request
+        del self._progress[request]
+        if progress.ticked:
+            report.events.append((request, progress.summary(report.now)))
+            report.finished.append(progress)
+        else:
+            late = unticked or DeadlineExceeded("the deadline came before any row of this request ticked")
+            report.events.append((request, Failure(late)))
+            report.failures.append(late)
 
     def _fail(self, thoughts: list[Thought], error: ServingError, report: StepReport) -> None:
         """Fail the requests that these thoughts belong to, and free every slot they hold."""
@@ -226,6 +234,12 @@ class Engine:
             self.cancel(request, report)
             report.events.append((request, Failure(error)))
             report.failures.append(error)
+
+
+def _facts(end: Ended) -> dict[str, object]:
+    thought = end.thought
+    facts: dict[str, object] = {"request_id": thought.request.request_id, "row": thought.row, "reason": end.reason.name}
+    return facts | {"ticks_used": end.ticks_used, "certainty": end.certainty, "abstained": end.abstained}
 
 
 def _ids(thoughts: Iterable[Thought]) -> list[str]:

@@ -113,6 +113,7 @@ class Thinker(pb_grpc.ThinkerServicer):
             outbox = served.runner.submit(asked)
         except ServingError as error:
             self._on_refusal(name, version, error)
+            log.debug("request refused", extra={"request_id": message.request_id[:256], "reason": str(error)})
             raise
         log.debug("request", extra={"request_id": asked.request_id, "model": served.bundle.name, "rows": asked.rows})
         return served, asked, outbox

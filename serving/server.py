@@ -148,6 +148,9 @@ class Server:
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", config.max_message_bytes),
                 ("grpc.so_reuseport", 0),
+                # A client that vanished without a word is noticed by its missing pings, and its slots come free.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
             ],
             maximum_concurrent_rpcs=config.max_concurrent_calls,
         )

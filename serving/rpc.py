@@ -44,7 +44,7 @@ class Thinker(pb_grpc.ThinkerServicer):
         *,
         max_rows: int,
         max_stream_requests: int,
-        on_refusal: Callable[[str, int, ServingError], None] = lambda name, version, error: None,
+        on_refusal: Callable[[str, int, ServingError], None],
     ) -> None:
         self._models = models
         self._max_rows = max_rows

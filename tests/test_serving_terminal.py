@@ -388,3 +388,16 @@ async def test_an_error_leaves_on_the_screen_what_was_thought():
         async with asyncio.timeout(10):
             await show_live(board(), Replayed([tick(1)], Unavailable("gone")), console, GREY, 0.0)
     assert "0.03" in console.file.getvalue()
+
+
+def test_the_digits_that_ship_fit_as_they_are():
+    paths = sorted((Path(__file__).parents[1] / "examples" / "digits").glob("*.png"))
+    assert len(paths) >= 12
+    assert {path.name[0] for path in paths} == set("0123456789")
+    assert {path.name.split("-")[1].removesuffix(".png") for path in paths} == {"easy", "hard"}
+    for path in paths:
+        with Image.open(path) as image:
+            assert (image.size, image.mode) == ((28, 28), "L")
+        (loaded,) = load(str(path), GREY)
+        assert not loaded.inverted
+        assert loaded.values.max() > 0.9

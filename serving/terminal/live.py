@@ -12,6 +12,8 @@ from serving.client import AsyncThinking, Event, Tick
 from serving.terminal.board import Board
 from serving.terminal.view import View
 
+_UNDISTURBED_SECONDS = 0.1  # for reading before the first drawing, which takes long enough to spoil the times
+
 
 async def show_live(
     board: Board, thinking: AsyncThinking, console: Console, spec: bundle_pb2.TensorSpec, pace: float
@@ -38,6 +40,7 @@ async def show_live(
 
     reader = asyncio.create_task(read())
     try:
+        await asyncio.wait([reader], timeout=_UNDISTURBED_SECONDS)
         with Live(View(board, spec, running=True), console=console, auto_refresh=False) as live:
             while pending or not reader.done():
                 await news.wait()

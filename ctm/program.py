@@ -9,17 +9,13 @@ does not depend on the input is computed beforehand, and the rows of a batch may
 
 # Shapes: B rows, D neurons, M memory, I attention width, L tokens, h heads, K = I / h, A / O action / out pairs.
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctm.config import CTMConfig
 from ctm.frozen import CertaintyReadout, ConvolutionNeurons, MatmulNeurons, compose, synapse_after
 from ctm.model import CTM, Context, State
 
@@ -103,24 +99,6 @@ def start_values(model: CTM) -> dict[str, Tensor]:
     return {
         spec.name: tensor[0].clone().contiguous() for spec, tensor in zip(specify(model).state, packed, strict=True)
     }
-
-
-def model_from_bundle(config: Mapping[str, Any], weights: Path) -> CTM:
-    """The model that a bundle was exported from, in evaluation mode.
-
-    Args:
-        config: the manifest's `config`, in which protobuf has turned all whole numbers into floats.
-        weights: the bundle's weights.safetensors.
-    """
-    model = CTM(CTMConfig.from_dict({name: _whole(value) for name, value in config.items()}))
-    model.load_state_dict(load_file(weights), strict=True)
-    return model.eval()
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return [_whole(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def pack_context(context: Context) -> tuple[Tensor, ...]:

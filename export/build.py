@@ -51,6 +51,8 @@ class Publication:
     description: str = ""
     command: str = ""
     """The export's own."""
+    convolve: bool = True
+    """Whether the ONNX graph computes neuron-level models as convolutions, which suits CPUs."""
 
 
 def build_bundle(source: Source, publication: Publication, inputs: Tensor, quality: Quality | None = None) -> Path:
@@ -65,7 +67,7 @@ def build_bundle(source: Source, publication: Publication, inputs: Tensor, quali
     manifest = describe_source(source, publication.tick_cap)
     _set_defaults(manifest, publication)
     with draft(publication.store, publication.name) as folder:
-        _write_program(source, publication.tick_cap, folder)
+        _write_program(source, publication, folder)
         for name in ("onnx", "torchscript"):
             agreement = _agreement(source, name, folder, inputs, publication.certainty_threshold)
             graphs, opset = (ONNX_GRAPHS, OPSET) if name == "onnx" else (TORCHSCRIPT_GRAPHS, 0)
@@ -78,17 +80,17 @@ def build_bundle(source: Source, publication: Publication, inputs: Tensor, quali
         def finish(version: int) -> None:
             manifest.version = version
             write_manifest(manifest, folder)
-            write_card(manifest, folder)
+            write_card(manifest, quality, folder)
 
         return publish(folder, publication.store, publication.name, finish)
 
 
 @torch.no_grad()
-def _write_program(source: Source, tick_cap: int, folder: Path) -> None:
+def _write_program(source: Source, publication: Publication, folder: Path) -> None:
     """Both functions in both forms, the start values and the weights."""
     model, program = source.model, source.program
-    encode, tick = Encode(model).eval(), Tick(model, tick_cap).eval()
-    convolved = Tick(model, tick_cap, convolve=True).eval()
+    encode, tick = Encode(model).eval(), Tick(model, publication.tick_cap).eval()
+    onnx_tick = Tick(model, publication.tick_cap, convolve=publication.convolve).eval()
     inputs = torch.zeros(EXAMPLE_ROWS, *model.config.input_shape)
     context = encode(inputs)
     state = pack_state(model.start(EXAMPLE_ROWS), torch.zeros(EXAMPLE_ROWS, dtype=torch.int64))
@@ -98,7 +100,7 @@ def _write_program(source: Source, tick_cap: int, folder: Path) -> None:
     results = [f"next_{name}" for name in state_names] + [spec.name for spec in program.outputs]
     input_names = [spec.name for spec in program.inputs]
     write_onnx(encode, [inputs], input_names, context_names, folder / ONNX_GRAPHS["encode"])
-    write_onnx(convolved, arguments, context_names + state_names, results, folder / ONNX_GRAPHS["tick"])
+    write_onnx(onnx_tick, arguments, context_names + state_names, results, folder / ONNX_GRAPHS["tick"])
     write_torchscript(encode, [inputs], folder / TORCHSCRIPT_GRAPHS["encode"])
     write_torchscript(tick, arguments, folder / TORCHSCRIPT_GRAPHS["tick"])
     save_file(start_values(model), folder / START)

@@ -1,9 +1,207 @@
-"""The model card (stub)."""
+"""The model card: `README.md` of a bundle, with front matter as Hugging Face reads it."""
 
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from protos.ctm_bundle_pb2 import Manifest
+from export.manifest import CARD
+from export.plots import BY_TICK, CALIBRATION, FRONTIER, TICKS_USED
+from export.quality import Quality
+from protos.ctm_bundle_pb2 import Manifest, TensorSpec
+
+PAPER = "[arXiv 2505.05522](https://arxiv.org/abs/2505.05522)"
 
 
-def write_card(manifest: Manifest, folder: Path) -> None:
-    (folder / "README.md").write_text(f"# {manifest.name}\n")
+def write_card(manifest: Manifest, quality: Quality | None, folder: Path) -> None:
+    (folder / CARD).write_text(render_card(manifest, quality), encoding="utf-8")
+
+
+def render_card(manifest: Manifest, quality: Quality | None) -> str:
+    """The card of a filled-in manifest; without quality it says that nothing was measured."""
+    parts = [
+        _front_matter(manifest),
+        _introduction(manifest),
+        _tensors(manifest),
+        _not_measured() if quality is None else _quality(manifest, quality),
+        _origin(manifest),
+        _agreement(manifest),
+        _limits(manifest, quality),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(manifest: Manifest) -> str:
+    lines = ["library_name: ctm-serving"]
+    if kind := _pipeline(manifest):
+        lines.append(f"pipeline_tag: {kind}")
+    lines += ["tags:", "- continuous-thought-machine", "- adaptive-compute", "- early-stopping", "- onnx"]
+    if manifest.HasField("quality"):
+        quality = manifest.quality
+        task, metric = json.dumps(manifest.task), json.dumps(quality.metric)
+        lines += [f"datasets:\n- {task}", f"metrics:\n- {metric}"]
+        lines += ["model-index:", f"- name: {json.dumps(manifest.name)}", "  results:", "  - task:"]
+        lines += [f"      type: {_pipeline(manifest) or 'other'}", "    dataset:", f"      name: {task}"]
+        lines += [f"      type: {task}", f"      split: {quality.split}", "    metrics:", f"    - type: {metric}"]
+        lines += [f"      value: {quality.accuracy_most_certain:.4f}", "      name: accuracy at the most certain tick"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _pipeline(manifest: Manifest) -> str:
+    prediction = next(spec for spec in manifest.outputs if spec.role == TensorSpec.PREDICTION)
+    image = len(manifest.inputs) == 1 and len(manifest.inputs[0].shape) == 3
+    return "image-classification" if image and len(prediction.shape) == 1 else ""
+
+
+def _introduction(manifest: Manifest) -> str:
+    task = f" for the task *{manifest.task}*" if manifest.task else ""
+    stop = ""
+    if manifest.stop.HasField("certainty_threshold"):
+        threshold = _g(manifest.stop.certainty_threshold)
+        stop = f", and stops before that on the tick at which its certainty reaches {threshold}"
+    lines = [
+        f"# {manifest.name}, version {manifest.version}",
+        f"A Continuous Thought Machine ({PAPER}){task}, exported tick by tick: it thinks for up to {manifest.ticks} "
+        f"ticks{stop}. {manifest.provenance.parameters:,} parameters.",
+    ]
+    if manifest.description:
+        lines.insert(1, manifest.description)
+    lines.append(
+        "```sh\n"
+        "ctm-serve                       # serves every model of its store\n"
+        f"ctm-think --model {manifest.name} INPUT\n"
+        "```"
+        if _pipeline(manifest)
+        else "Served by `ctm-serve`, which serves every model of its store."
+    )
+    return "\n\n".join(lines)
+
+
+def _tensors(manifest: Manifest) -> str:
+    rows = [("in", spec) for spec in manifest.inputs] + [("out, each tick", spec) for spec in manifest.outputs]
+    table = _table(
+        ("", "tensor", "datatype", "shape of a row", ""),
+        [(kind, f"`{spec.name}`", spec.datatype, str(list(spec.shape)), _note(spec)) for kind, spec in rows],
+    )
+    labels = ", ".join(manifest.labels[:20]) + (" …" if len(manifest.labels) > 20 else "")
+    return f"## In and out\n\n{table}" + (f"\n\nClasses: {labels}." if labels else "")
+
+
+def _note(spec: TensorSpec) -> str:
+    if spec.HasField("minimum") and spec.HasField("maximum"):
+        return f"values in [{_g(spec.minimum)}, {_g(spec.maximum)}]"
+    return spec.description
+
+
+def _not_measured() -> str:
+    return "## Quality\n\nNot measured: no data of its task was at hand when it was exported."
+
+
+def _quality(manifest: Manifest, quality: Quality) -> str:
+    shipped = quality.shipped
+    text = (
+        f"Measured on {quality.rows:,} test rows. Thinking for all {manifest.ticks} ticks and answering at the most "
+        f"certain one, **{quality.accuracy_most_certain:.2%}** are right. At the shipped threshold of "
+        f"{shipped.threshold:g}, **{shipped.accuracy:.2%}** are right after **{shipped.mean_ticks:.2f} ticks** on "
+        f"average (standard deviation {shipped.ticks_deviation:.2f}). {quality.rule} "
+        "A row that never reaches the threshold answers at its most certain tick."
+    )
+    frontier = _table(
+        ("threshold", "accuracy", "mean ticks", "deviation of ticks", "share certain"),
+        [
+            (
+                f"**{point.threshold:g}** (shipped)" if point == shipped else f"{point.threshold:g}",
+                f"{point.accuracy:.2%}",
+                f"{point.mean_ticks:.2f}",
+                f"{point.ticks_deviation:.2f}",
+                f"{point.share_certain:.1%}",
+            )
+            for point in quality.frontier
+        ],
+    )
+    by_tick = _table(
+        ("tick", "accuracy", "mean certainty", "calibration error"),
+        [
+            (str(tick), f"{accuracy:.2%}", f"{certainty:.3f}", f"{error:.3f}")
+            for tick, (accuracy, certainty, error) in enumerate(
+                zip(quality.accuracy, quality.certainty, quality.calibration_error, strict=True), start=1
+            )
+        ],
+    )
+    plots = "\n".join(
+        f"![{words}]({name})"
+        for words, name in (
+            ("Accuracy and certainty by tick", BY_TICK),
+            ("Accuracy against mean ticks", FRONTIER),
+            ("Calibration", CALIBRATION),
+            ("Ticks used", TICKS_USED),
+        )
+    )
+    return (
+        f"## Quality\n\n{text}\n\n{frontier}\n\n{plots}\n\n{by_tick}\n\n"
+        "Calibration error: expected distance of the predicted label's probability from accuracy, over 15 bins."
+    )
+
+
+def _origin(manifest: Manifest) -> str:
+    provenance = manifest.provenance
+    lines = ["## Where it comes from"]
+    if provenance.command:
+        lines.append(f"```sh\n{provenance.command}\n{provenance.export_command}\n```")
+    else:
+        lines.append(f"```sh\n{provenance.export_command}\n```")
+    facts = []
+    if provenance.command:
+        facts.append(("seed", str(provenance.seed)))
+    facts += [("data", provenance.data), ("commit", provenance.commit), ("created", provenance.created)]
+    facts.append(("versions", ", ".join(f"{name} {number}" for name, number in sorted(provenance.versions.items()))))
+    lines.append("\n".join(f"- {name}: {value}" for name, value in facts if value))
+    lines.append("In commands, absolute paths are shortened to their last part.")
+    return "\n\n".join(lines)
+
+
+def _agreement(manifest: Manifest) -> str:
+    table = _table(
+        ("backend", "one tick", "running freely", "equal stopping ticks", "rows"),
+        [
+            (
+                artefact.backend + (f", opset {artefact.opset}" if artefact.opset else ""),
+                f"{max(artefact.agreement.one_tick):.1e}",
+                f"{max(artefact.agreement.free_running):.1e}",
+                f"{artefact.agreement.equal_stop_ticks:.2%}",
+                f"{artefact.agreement.rows:,}",
+            )
+            for artefact in manifest.artefacts
+        ],
+    )
+    agreement = manifest.artefacts[0].agreement
+    counts = ", ".join(str(count) for count in agreement.row_counts)
+    return (
+        f"## Agreement with the model as trained\n\n{table}\n\nLargest difference of any output or state tensor at any "
+        f"tick, over max(1, its largest value): after one tick from the model's own state, in batches of {counts} rows "
+        f"(at most {agreement.tolerance:g} is published), and with each side running on its own states. "
+        "By tick in `manifest.json`."
+    )
+
+
+def _limits(manifest: Manifest, quality: Quality | None) -> str:
+    limits = [
+        "Certainty is the model's own measure: one minus the normalised entropy of its prediction. It can be certain "
+        "and wrong, the more so on input unlike its training data; nothing here detects such input.",
+        f"It was trained to think for {manifest.ticks} ticks. The server lets a request ask for up to "
+        f"{manifest.tick_cap}; what happens beyond {manifest.ticks} was not measured.",
+        "On ONNX Runtime's CPU provider a row's numbers are the same to the bit in any batch of at least two rows on "
+        "the same machine; other backends and providers differ in the last digits.",
+    ]
+    if quality is None:
+        limits.insert(0, "Its accuracy and calibration were not measured.")
+    return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _g(value: float) -> str:
+    """A float32 as people write it: 0.8, not 0.800000012."""
+    return f"{value:.6g}"

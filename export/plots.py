@@ -1,8 +1,87 @@
-"""The plots (stub)."""
+"""The card's plots: small PNG files, drawn without a screen."""
 
+# Shapes: N rows, T ticks.
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ctm.frontier import stopping
 from export.quality import Quality
 
+BY_TICK, FRONTIER, CALIBRATION, TICKS_USED = "by_tick.png", "frontier.png", "calibration.png", "ticks_used.png"
+_BINS = 15
 
-def write_plots(quality: Quality, folder: Path) -> None: ...
+
+def write_plots(quality: Quality, folder: Path) -> None:
+    """Draw all four into a folder."""
+    with _axes(folder / BY_TICK) as axes:
+        _draw_by_tick(axes, quality)
+    with _axes(folder / FRONTIER) as axes:
+        _draw_frontier(axes, quality)
+    with _axes(folder / CALIBRATION) as axes:
+        _draw_calibration(axes, quality)
+    with _axes(folder / TICKS_USED) as axes:
+        _draw_ticks_used(axes, quality)
+
+
+def _draw_by_tick(axes: Axes, quality: Quality) -> None:
+    ticks = np.arange(1, len(quality.accuracy) + 1)
+    axes.plot(ticks, quality.accuracy, marker=".", label="accuracy")
+    axes.plot(ticks, quality.certainty, marker=".", label="mean certainty")
+    axes.axhline(quality.accuracy_most_certain, color="grey", linestyle=":", label="accuracy, most certain tick")
+    axes.set(xlabel="tick", ylabel="share", ylim=(0, 1.02), title="Accuracy and certainty by tick")
+    axes.legend(loc="lower right")
+
+
+def _draw_frontier(axes: Axes, quality: Quality) -> None:
+    points, shipped = quality.frontier, quality.shipped
+    axes.plot([point.mean_ticks for point in points], [point.accuracy for point in points], marker=".")
+    for point in points[:: max(1, len(points) // 6)]:
+        axes.annotate(f"{point.threshold:g}", (point.mean_ticks, point.accuracy), fontsize=8)
+    axes.plot(shipped.mean_ticks, shipped.accuracy, marker="o", color="tab:red", linestyle="", label="shipped")
+    axes.axhline(quality.accuracy_most_certain, color="grey", linestyle=":", label="most certain of all ticks")
+    axes.set(xlabel="mean ticks", ylabel="accuracy", title="What a certainty threshold costs and saves")
+    axes.legend(loc="lower right")
+
+
+def _draw_calibration(axes: Axes, quality: Quality) -> None:
+    """Confidence against accuracy of the answers at the shipped threshold."""
+    _, answer_N = stopping(quality.judged.certainty, quality.shipped.threshold)
+    rows_N = np.arange(len(answer_N))
+    confidence_N, correct_N = quality.judged.confidence[rows_N, answer_N], quality.judged.correct[rows_N, answer_N]
+    bin_N = np.clip((confidence_N * _BINS).astype(np.int64), 0, _BINS - 1)
+    count, filled = np.bincount(bin_N, minlength=_BINS), np.unique(bin_N)
+    mean_confidence = np.bincount(bin_N, confidence_N, minlength=_BINS)[filled] / count[filled]
+    mean_correct = np.bincount(bin_N, correct_N, minlength=_BINS)[filled] / count[filled]
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
+    axes.scatter(mean_confidence, mean_correct, s=12 + 120 * count[filled] / len(rows_N), label="answers (area: rows)")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set_title(f"Calibration at threshold {quality.shipped.threshold:g}")
+    axes.legend(loc="upper left")
+
+
+def _draw_ticks_used(axes: Axes, quality: Quality) -> None:
+    used_N, _ = stopping(quality.judged.certainty, quality.shipped.threshold)
+    ticks = quality.judged.certainty.shape[1]
+    axes.bar(np.arange(1, ticks + 1), np.bincount(used_N, minlength=ticks + 1)[1:] / len(used_N))
+    axes.axvline(quality.shipped.mean_ticks, color="tab:red", linestyle=":", label="mean")
+    axes.set(xlabel="ticks used", ylabel="share of rows")
+    axes.set_title(f"Ticks used at threshold {quality.shipped.threshold:g}")
+    axes.legend(loc="upper right")
+
+
+@contextmanager
+def _axes(path: Path) -> Iterator[Axes]:
+    """Axes that are saved to `path`. Without pyplot, whose global figures outlive their use."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    yield axes
+    figure.savefig(path, dpi=90, metadata={"Software": None})

@@ -1,0 +1,140 @@
+"""The command `ctm-export`: from a checkpoint to a bundle that a server can serve."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from torch import Tensor
+
+from ctm.checkpoint import CheckpointError
+from ctm.reference import ReferenceFormatError
+from export.build import Publication, build_bundle
+from export.errors import ExportError
+from export.quality import Quality, measure_on_task
+from export.settings import Command, StopOptions
+from export.source import Source, from_checkpoint, from_reference, portable, random_inputs
+
+PROGRAM = "ctm-export"
+DESCRIPTION = """Export a Continuous Thought Machine as a bundle that ctm-serve serves.
+
+  ctm-export CHECKPOINT --store model_store --name NAME            what ctm-train made
+  ctm-export --reference FOLDER_OR_ID --input-shape 3 224 224 --name NAME   what others trained
+
+The bundle holds the program as ONNX and TorchScript graphs, compared with the model tick by tick, its start values and
+weights, and a model card measured on the task's test rows. An artefact that disagrees is not published."""
+EXPECTED = (ExportError, CheckpointError, ReferenceFormatError, OSError)
+REFERENCE_ROWS = 64
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 when the bundle is published, 2 when it cannot be."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        command = tyro.cli(Command, args=list(arguments), prog=PROGRAM, description=DESCRIPTION)
+        print(run(command, portable([PROGRAM, *arguments])))
+    except EXPECTED as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(command: Command, typed: str) -> Path:
+    """Export and publish; returns the bundle's folder.
+
+    Args:
+        typed: the command as the card shows it.
+    """
+    source, stop = _source(command), command.stop
+    _check_model(stop, source)
+    measured = _measure(command, source)
+    publication = Publication(
+        store=command.store,
+        name=_name(command, source),
+        tick_cap=stop.tick_cap or 2 * source.model.config.ticks,
+        certainty_threshold=measured.threshold,
+        abstain_below=stop.abstain_below,
+        patience=stop.patience,
+        energy_threshold=stop.energy_threshold,
+        energy_delta=stop.energy_delta,
+        description=command.description,
+        command=typed,
+        convolve=command.tune_for == "cpu",
+    )
+    _say(f"exporting {publication.name}: {source.model.config.ticks} ticks, at most {publication.tick_cap}")
+    return build_bundle(measured.source, publication, measured.inputs, measured.quality)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Measured:
+    """What looking at data gave."""
+
+    source: Source
+    inputs: Tensor
+    """Rows to compare artefacts and eager on."""
+    threshold: float | None
+    quality: Quality | None = None
+
+
+def _source(command: Command) -> Source:
+    if command.checkpoint is not None:
+        return from_checkpoint(command.checkpoint)
+    assert command.reference is not None, "a command names a checkpoint or a reference"
+    options = command.input
+    return from_reference(
+        command.reference,
+        input_shape=options.input_shape,
+        input_name=options.input_name,
+        input_range=options.input_range,
+        labels=[] if options.labels is None else options.labels.read_text(encoding="utf-8").splitlines(),
+    )
+
+
+def _check_model(stop: StopOptions, source: Source) -> None:
+    """What only the model can tell of an option."""
+    ticks = source.model.config.ticks
+    cap = stop.tick_cap or 2 * ticks
+    if cap < ticks:
+        raise ExportError(f"--tick-cap must be at least the model's {ticks} ticks, got {cap}")
+    if stop.patience is not None and stop.patience > cap:
+        raise ExportError(f"--patience must be at most the tick cap, {cap}, got {stop.patience}")
+    for option, value in (("--energy-threshold", stop.energy_threshold), ("--energy-delta", stop.energy_delta)):
+        if value is not None and source.model.energy is None:
+            raise ExportError(f"{option} needs a model with an energy head, this one has none")
+
+
+def _name(command: Command, source: Source) -> str:
+    if command.name is None and not source.task:
+        raise ExportError("--name must say what the model is called")
+    return command.name or source.task
+
+
+def _measure(command: Command, source: Source) -> _Measured:
+    """The model's quality, the threshold to ship, and the rows to compare on: from its task, if its data is at hand."""
+    if command.without_quality or not source.config:
+        rows = min(command.agreement_rows, REFERENCE_ROWS)
+        return _Measured(source=source, inputs=random_inputs(source, rows), threshold=command.stop.threshold)
+    data_dir = command.data_dir or _trained_on(source)
+    quality, inputs, data = measure_on_task(
+        source.model,
+        source.config["task"],
+        data_dir,
+        threshold=command.stop.threshold,
+        max_accuracy_loss=command.stop.max_accuracy_loss / 100,
+        rows=command.agreement_rows,
+        say=_say,
+    )
+    source = dataclasses.replace(source, data=data)
+    return _Measured(source=source, inputs=inputs, threshold=quality.shipped.threshold, quality=quality)
+
+
+def _trained_on(source: Source) -> Path | None:
+    """The folder that training read its data from, if it is still there."""
+    data_dir = source.config.get("run", {}).get("data_dir")
+    return Path(data_dir) if data_dir and Path(data_dir).is_dir() else None
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)

@@ -1,0 +1,106 @@
+"""What `ctm-export` can be asked for: dataclasses that check themselves; the command line only fills them in."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from export.agreement import ROW_COUNTS
+from export.errors import ExportError
+
+Folder = Annotated[Path | None, arg(metavar="FOLDER")]
+Text = Annotated[str | None, arg(metavar="NAME")]
+Certainty = Annotated[float | None, arg(metavar="0..1")]
+Number = Annotated[float | None, arg(metavar="NUMBER")]
+Count = Annotated[int | None, arg(metavar="COUNT")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopOptions:
+    """What ends a thought unless its request says otherwise."""
+
+    threshold: Certainty = None
+    """Certainty at which a thought stops; not given: chosen on held-out training rows."""
+    max_accuracy_loss: Annotated[float, arg(metavar="POINTS")] = 0.3
+    """The threshold chosen is the smallest from which on held-out accuracy stays within this many percentage points of
+    answering at the most certain tick of all."""
+    patience: Count = None
+    """A certain thought stops only when its top prediction has stayed the same over this many ticks."""
+    energy_threshold: Number = None
+    """Energy at or below which a thought stops; for models with an energy head."""
+    energy_delta: Number = None
+    """A thought stops when its energy changes by less than this; for models with an energy head."""
+    abstain_below: Certainty = None
+    """Answers less certain than this are marked as abstained."""
+    tick_cap: Count = None
+    """The most ticks that a request may ask for; not given: twice the ticks that the model was trained with."""
+
+    def __post_init__(self) -> None:
+        for option, value in (("--threshold", self.threshold), ("--abstain-below", self.abstain_below)):
+            if value is not None and not 0 <= value <= 1:
+                raise ExportError(f"{option} must be a certainty in [0, 1], got {value}")
+        if not 0 <= self.max_accuracy_loss <= 100:
+            raise ExportError(f"--max-accuracy-loss must be points in [0, 100], got {self.max_accuracy_loss}")
+        for option, count in (("--patience", self.patience), ("--tick-cap", self.tick_cap)):
+            if count is not None and count < 1:
+                raise ExportError(f"{option} must be at least 1, got {count}")
+        if self.energy_threshold is not None and not math.isfinite(self.energy_threshold):
+            raise ExportError(f"--energy-threshold must be finite, got {self.energy_threshold}")
+        if self.energy_delta is not None and not 0 <= self.energy_delta < math.inf:
+            raise ExportError(f"--energy-delta must be finite and at least 0, got {self.energy_delta}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceOptions:
+    """What a reference checkpoint does not say of itself."""
+
+    input_shape: tuple[int, ...] = ()
+    """Of one input row, e.g. 3 224 224."""
+    input_name: Annotated[str, arg(metavar="NAME")] = "image"
+    """What its input is called."""
+    input_range: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
+    """Values outside are refused; not given: none are."""
+    labels: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Text with one class name a line."""
+
+    def __post_init__(self) -> None:
+        if any(size < 1 for size in self.input_shape):
+            raise ExportError(f"--input-shape must be sizes of at least 1, got {self.input_shape}")
+        if self.input_range is not None and not self.input_range[0] < self.input_range[1]:
+            raise ExportError(f"--input-range must be a lower and a higher number, got {self.input_range}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """One call of `ctm-export`."""
+
+    checkpoint: Annotated[Positional[Path | None], arg(metavar="CHECKPOINT")] = None
+    """A checkpoint, or a run's folder, which stands for its best one."""
+    reference: Annotated[str | None, arg(metavar="FOLDER_OR_ID")] = None
+    """Instead of a checkpoint: a .pt file, a folder or a Hugging Face repository id of the reference."""
+    store: Annotated[Path, arg(metavar="FOLDER")] = Path("model_store")
+    """Where bundles are published, as STORE/NAME/VERSION; the version is the next free one."""
+    name: Text = None
+    """What the model is called; not given: as its task is."""
+    description: Annotated[str, arg(metavar="SENTENCE")] = ""
+    """For the model card."""
+    data_dir: Folder = None
+    """Where the task's data lies; not given: where training found it."""
+    without_quality: FlagCreatePairsOff[bool] = False
+    """Do not measure the model on its task, whose data is then not needed."""
+    agreement_rows: Annotated[int, arg(metavar="COUNT")] = 1000
+    """Rows that run freely to compare stopping ticks; at most 64 where there is no data."""
+    tune_for: Literal["cpu", "gpu"] = "cpu"
+    """What the ONNX graph is made for; it runs on both."""
+    stop: Annotated[StopOptions, arg(name="")] = field(default_factory=StopOptions)
+    input: Annotated[ReferenceOptions, arg(name="")] = field(default_factory=ReferenceOptions)
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.reference is None):
+            raise ExportError("either a checkpoint or --reference must say what is exported")
+        if self.checkpoint is not None and self.input != ReferenceOptions():
+            raise ExportError("--input-shape, --input-name, --input-range and --labels go with --reference alone")
+        if self.agreement_rows < max(ROW_COUNTS):
+            raise ExportError(f"--agreement-rows must be at least {max(ROW_COUNTS)}, got {self.agreement_rows}")

@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 def quality_table() -> str:
     """What each shipped bundle says of itself, with the numbers that its export measured."""
     lines = [
-        "| model | parameters | ticks T | most certain of T | at the shipped threshold | mean ticks used | first tick |",
+        "| model | parameters | ticks T | most certain of T | at the threshold | mean ticks used | first tick |",
         "|---|---|---|---|---|---|---|",
     ]
     for path in sorted((ROOT / "model_store").glob("*/*/manifest.json")):

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ctm.tasks.config import TaskConfig
-from ctm.tasks.digits import digits
-from ctm.tasks.mnist import mnist
-from ctm.tasks.parity import parity
+from ctm.tasks.digits import digits_task
+from ctm.tasks.mnist import mnist_task
+from ctm.tasks.parity import parity_task
 from ctm.tasks.task import Batch, LazyRows, Rows, Task, TensorRows
 
 __all__ = ["Batch", "LazyRows", "Rows", "Task", "TaskConfig", "TensorRows", "load_task"]
@@ -19,8 +19,8 @@ def load_task(config: TaskConfig, data_dir: Path | None = None) -> Task:
     """
     match config.name:
         case "digits":
-            return digits(config)
+            return digits_task(config)
         case "mnist":
-            return mnist(config, data_dir)
+            return mnist_task(config, data_dir)
         case "parity":
-            return parity(config)
+            return parity_task(config)

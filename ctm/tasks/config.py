@@ -1,5 +1,6 @@
 """Which task a run learns, and the options of each."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 from urllib.parse import urlsplit
@@ -22,10 +23,8 @@ class AugmentConfig:
     """Largest slant either way, in degrees."""
 
     def __post_init__(self) -> None:
-        for name, limit in (("shift", float("inf")), ("rotation", 180.0), ("scale", 0.9), ("shear", 60.0)):
-            value = getattr(self, name)
-            if not 0.0 <= value <= limit:
-                raise ValueError(f"task.augment.{name} must lie in [0, {limit}], got {value}")
+        for name, limit in (("shift", math.inf), ("rotation", 180.0), ("scale", 0.9), ("shear", 60.0)):
+            check_range(f"task.augment.{name}", getattr(self, name), 0.0, limit)
 
     @property
     def active(self) -> bool:
@@ -44,8 +43,7 @@ class MnistConfig:
     def __post_init__(self) -> None:
         if urlsplit(self.mirror).scheme not in ("http", "https"):
             raise ValueError(f"task.mnist.mirror must be an http or https address, got {self.mirror!r}")
-        if self.held_out < 1:
-            raise ValueError(f"task.mnist.held_out must be at least 1, got {self.held_out}")
+        check_range("task.mnist.held_out", self.held_out, 1, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +59,7 @@ class ParityConfig:
 
     def __post_init__(self) -> None:
         for name in ("length", "train_rows", "held_out_rows", "test_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"task.parity.{name} must be at least 1, got {getattr(self, name)}")
+            check_range(f"task.parity.{name}", getattr(self, name), 1, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,3 +76,18 @@ class TaskConfig:
             raise ValueError(f"task.name must be one of {', '.join(get_args(TaskName))}, got {self.name!r}")
         if self.name == "parity" and self.augment.active:
             raise ValueError("task.augment makes variants of images; the task parity allows none")
+
+
+def check_range(
+    name: str, value: float, low: float, high: float, *, open_below: bool = False, open_above: bool = False
+) -> None:
+    """Raise ValueError, naming the key, what was met and what is allowed, unless low <= value <= high.
+
+    Args:
+        open_below, open_above: whether that end itself is not allowed; infinity never is.
+    """
+    open_above = open_above or high == math.inf
+    fits = (low < value if open_below else low <= value) and (value < high if open_above else value <= high)
+    if not fits:
+        interval = f"{'(' if open_below else '['}{low}, {high}{')' if open_above else ']'}"
+        raise ValueError(f"{name} must lie in {interval}, got {value}")

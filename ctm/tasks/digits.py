@@ -9,7 +9,7 @@ from ctm.tasks.task import Task, TensorRows
 BRIGHTEST = 16
 
 
-def digits(config: TaskConfig) -> Task:
+def digits_task(config: TaskConfig) -> Task:
     """Of every five rows in the set's own order, three are learned from, one is held out and one is for the test."""
     # Here, because importing scikit-learn takes seconds that no other task should wait for.
     from sklearn.datasets import load_digits

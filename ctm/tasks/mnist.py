@@ -18,7 +18,7 @@ SHA256 = {
 }
 
 
-def mnist(config: TaskConfig, data_dir: Path | None) -> Task:
+def mnist_task(config: TaskConfig, data_dir: Path | None) -> Task:
     """The last rows of the training set are held out; the test set is not opened before someone reads it.
 
     Args:

@@ -28,7 +28,7 @@ class GeneratedRows:
         return Batch((1 - 2 * minus).to(torch.float32), minus.cumsum(dim=1) % 2)
 
 
-def parity(config: TaskConfig) -> Task:
+def parity_task(config: TaskConfig) -> Task:
     options = config.parity
     held_out_first = options.train_rows
     test_first = held_out_first + options.held_out_rows

@@ -10,6 +10,8 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from ctm.training.settings import ConfigError
+
 
 class Purpose(IntEnum):
     """What a random number is for: different purposes never share a stream."""
@@ -43,7 +45,7 @@ class RowOrder:
 
     def __init__(self, seed: int, rows: int, batch_size: int) -> None:
         if batch_size > rows:
-            raise ValueError(f"batch_size must be at most the {rows} rows of the training set, got {batch_size}")
+            raise ConfigError(f"batch_size must be at most the {rows} rows of the training set, got {batch_size}")
         self._seed, self._rows, self._batch_size = seed, rows, batch_size
         self.batches = rows // batch_size
         """Updates in an epoch."""

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from ctm.checkpoint import CheckpointError, read_config
+from ctm.config import CTMConfig
 from ctm.tasks.fetch import FetchError
 from ctm.tasks.idx import IdxError
 from ctm.training.config import RunConfig
@@ -61,10 +62,13 @@ def parse(arguments: Sequence[str]) -> Command:
         raise ConfigError(f"a file or --resume must describe the run; {PROGRAM} --help says more")
     command = Command(config=config, resume=resume, run=run)
     try:
-        return tyro.cli(Command, args=list(arguments), default=command, prog=PROGRAM, description=DESCRIPTION)
+        changed = tyro.cli(Command, args=list(arguments), default=command, prog=PROGRAM, description=DESCRIPTION)
     except ValueError as error:
         # Values that are fine alone but not together; tyro reports all other mistakes itself.
         raise ConfigError(str(error)) from error
+    if resume is not None:
+        _check_same_model(run.model, changed.run.model)
+    return changed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,6 +93,13 @@ def _find(arguments: Sequence[str]) -> tuple[Path | None, Path | None]:
         elif argument.startswith("--resume="):
             resume = Path(argument.removeprefix("--resume="))
     return None if config.startswith("-") else Path(config), resume
+
+
+def _check_same_model(before: CTMConfig, after: CTMConfig) -> None:
+    for name, value in before.to_dict().items():
+        met = after.to_dict()[name]
+        if met != value:
+            raise ConfigError(f"a run cannot be resumed with another model: {name} was {value}, got {met}")
 
 
 def _run_of(folder: Path) -> RunConfig:

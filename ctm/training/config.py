@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ctm.config import CTMConfig
-from ctm.tasks.config import TaskConfig
+from ctm.tasks.config import TaskConfig, check_range
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,14 +33,14 @@ class OptimiserConfig:
     average that is evaluated and exported."""
 
     def __post_init__(self) -> None:
-        _check_range("optimiser.learning_rate", self.learning_rate, 0.0, math.inf, open_below=True)
-        _check_range("optimiser.final_learning_rate", self.final_learning_rate, 0.0, self.learning_rate)
-        _check_range("optimiser.warmup_updates", self.warmup_updates, 0, math.inf)
-        _check_range("optimiser.weight_decay", self.weight_decay, 0.0, math.inf)
-        _check_range("optimiser.epsilon", self.epsilon, 0.0, math.inf, open_below=True)
-        _check_range("optimiser.clip_norm", self.clip_norm, 0.0, math.inf)
+        check_range("optimiser.learning_rate", self.learning_rate, 0.0, math.inf, open_below=True)
+        check_range("optimiser.final_learning_rate", self.final_learning_rate, 0.0, self.learning_rate)
+        check_range("optimiser.warmup_updates", self.warmup_updates, 0, math.inf)
+        check_range("optimiser.weight_decay", self.weight_decay, 0.0, math.inf)
+        check_range("optimiser.epsilon", self.epsilon, 0.0, math.inf, open_below=True)
+        check_range("optimiser.clip_norm", self.clip_norm, 0.0, math.inf)
         for name in ("beta_first", "beta_second", "average_decay"):
-            _check_range(f"optimiser.{name}", getattr(self, name), 0.0, 1.0, open_above=True)
+            check_range(f"optimiser.{name}", getattr(self, name), 0.0, 1.0, open_above=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +55,8 @@ class LossConfig:
     """Weight of the energy's part in the loss."""
 
     def __post_init__(self) -> None:
-        _check_range("loss.energy_margin", self.energy_margin, 0.0, math.inf)
-        _check_range("loss.energy_scale", self.energy_scale, 0.0, math.inf)
+        check_range("loss.energy_margin", self.energy_margin, 0.0, math.inf)
+        check_range("loss.energy_scale", self.energy_scale, 0.0, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +76,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         for name in ("every", "evaluate_every", "checkpoint_every", "keep", "batch_size"):
-            _check_range(f"report.{name}", getattr(self, name), 1, math.inf)
+            check_range(f"report.{name}", getattr(self, name), 1, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,12 +114,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name or self.name in (".", "..") or "/" in self.name:
             raise ValueError(f"name must be the name of a folder, got {self.name!r}")
-        _check_range("seed", self.seed, 0, 2**63, open_above=True)
-        _check_range("updates", self.updates, 1, math.inf)
-        _check_range("batch_size", self.batch_size, 1, math.inf)
-        _check_range("parts", self.parts, 1, math.inf)
+        check_range("seed", self.seed, 0, 2**63, open_above=True)
+        check_range("updates", self.updates, 1, math.inf)
+        check_range("batch_size", self.batch_size, 1, math.inf)
+        check_range("parts", self.parts, 1, math.inf)
         if self.threads is not None:
-            _check_range("threads", self.threads, 1, math.inf)
+            check_range("threads", self.threads, 1, math.inf)
         if self.batch_size % self.parts:
             raise ValueError(f"batch_size must divide into {self.parts} equal parts, got {self.batch_size}")
         if self.optimiser.warmup_updates >= self.updates:
@@ -132,12 +132,3 @@ class RunConfig:
     def folder(self) -> Path:
         """Where the run writes everything."""
         return self.output_dir / self.name
-
-
-def _check_range(
-    name: str, value: float, low: float, high: float, *, open_below: bool = False, open_above: bool = False
-) -> None:
-    fits = (low < value if open_below else low <= value) and (value < high if open_above else value <= high)
-    if not fits:
-        interval = f"{'(' if open_below else '['}{low}, {high}{')' if open_above or high == math.inf else ']'}"
-        raise ValueError(f"{name} must lie in {interval}, got {value}")

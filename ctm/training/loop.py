@@ -28,6 +28,7 @@ from ctm.training.objective import objective
 from ctm.training.optimiser import average_into, make_optimiser, means, set_learning_rate, set_means
 from ctm.training.report import Reporter
 from ctm.training.schedule import learning_rate
+from ctm.training.settings import ConfigError
 
 
 class DivergedError(RuntimeError):
@@ -70,7 +71,7 @@ class Trainer:
         """
         rows = config.batch_size // accelerator.num_processes
         if config.batch_size % (accelerator.num_processes * config.parts):
-            raise ValueError(
+            raise ConfigError(
                 f"batch_size must divide into {config.parts} equal parts in each of {accelerator.num_processes} "
                 f"processes, got {config.batch_size}"
             )
@@ -187,6 +188,8 @@ class Trainer:
         """Go on from a checkpoint."""
         checkpoint = read_checkpoint(folder)
         self.progress = Progress(**checkpoint.progress)
+        # The command that began the run is the one that makes it again.
+        self.origin["provenance"] = checkpoint.config.get("provenance", self.origin["provenance"])
         self.served.load_state_dict(dict(checkpoint.weights))
         self.model.load_state_dict(dict(checkpoint.trainer.get("weights", checkpoint.weights)))
         set_means(self._optimiser, checkpoint.trainer["optimiser"])

@@ -1,0 +1,152 @@
+"""Checkpoints: what is written is read back, what is half-written is never seen, what is wrong is named."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctm.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    find_checkpoint,
+    load_model,
+    point_at,
+    prune,
+    read_checkpoint,
+    write_checkpoint,
+)
+from ctm.config import CTMConfig
+from ctm.model import CTM
+
+CONFIG = CTMConfig(
+    ticks=3, width=8, memory=3, attention_width=4, heads=2, out_neurons=5, action_neurons=4, out_dims=3, nlm_hidden=2
+)
+
+
+def a_checkpoint(seed: int = 0) -> Checkpoint:
+    torch.manual_seed(seed)
+    return Checkpoint(
+        weights=CTM(CONFIG, seed=seed).state_dict(),
+        config={"family": "ctm", "model": CONFIG.to_dict(), "task": {"name": "none"}, "run": {}},
+        progress={"done": 7},
+        trainer={"optimiser": {"0.step": torch.tensor(7.0), "0.exp_avg": torch.rand(2, 3)}},
+    )
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    written = a_checkpoint()
+    write_checkpoint(tmp_path / "update-000007", written)
+    read = read_checkpoint(tmp_path / "update-000007")
+    assert (read.config, read.progress) == (written.config, written.progress)
+    for mine, theirs in [(read.weights, written.weights), (read.trainer["optimiser"], written.trainer["optimiser"])]:
+        assert set(mine) == set(theirs)
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_loaded_model_thinks_as_the_saved_one(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "one", a_checkpoint(seed=3))
+    model, config = load_model(tmp_path / "one")
+    torch.manual_seed(3)
+    saved = CTM(CONFIG, seed=3).eval()
+    features = torch.rand(2, 1, 5)
+    with torch.inference_mode():
+        assert torch.equal(model(features).predictions, saved(features).predictions)
+    assert not model.training
+    assert config["task"] == {"name": "none"}
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "one", a_checkpoint())
+    files = sorted(path for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+
+
+def test_writing_again_replaces_the_whole(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "one", a_checkpoint(seed=0))
+    write_checkpoint(tmp_path / "one", a_checkpoint(seed=1))
+    expected = a_checkpoint(seed=1).weights
+    assert torch.equal(read_checkpoint(tmp_path / "one").weights["start_post"], expected["start_post"])
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("failing", ["weights.safetensors", "config.json", "optimiser.safetensors"])
+def test_a_write_that_fails_leaves_no_checkpoint_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    real = os.open
+
+    def full_disk(path: Path, *arguments: int) -> int:
+        if Path(path).name == failing:
+            raise OSError("no space left on device")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        write_checkpoint(tmp_path / "update-000001", a_checkpoint())
+    assert not (tmp_path / "update-000001").exists()
+    monkeypatch.undo()
+    prune(tmp_path, keep=3, spared=set())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_newest_and_the_spared_are_kept(tmp_path: Path) -> None:
+    for update in (100, 200, 300, 400):
+        (tmp_path / f"update-{update:06d}").mkdir()
+    prune(tmp_path, keep=2, spared={tmp_path / "update-000100"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["update-000100", "update-000300", "update-000400"]
+
+
+def test_a_run_stands_for_its_best_checkpoint_then_its_last(tmp_path: Path) -> None:
+    for name in ("update-000001", "update-000002"):
+        write_checkpoint(tmp_path / "checkpoints" / name, a_checkpoint())
+    with pytest.raises(CheckpointError, match="no checkpoint and no run's folder"):
+        find_checkpoint(tmp_path)
+    point_at(tmp_path / "last", tmp_path / "checkpoints" / "update-000002")
+    assert find_checkpoint(tmp_path).name == "update-000002"
+    point_at(tmp_path / "best", tmp_path / "checkpoints" / "update-000002")
+    point_at(tmp_path / "best", tmp_path / "checkpoints" / "update-000001")
+    assert find_checkpoint(tmp_path).name == "update-000001"
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert find_checkpoint(moved).name == "update-000001", "links are relative, so a run can be moved"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(lambda folder: (folder / "weights.safetensors").unlink(), "is no checkpoint", id="no weights"),
+        pytest.param(lambda folder: (folder / "config.json").unlink(), "config.json cannot be read", id="no config"),
+        pytest.param(lambda folder: (folder / "config.json").write_text("{"), "cannot be read", id="half a config"),
+        pytest.param(lambda folder: (folder / "config.json").write_text("[]"), "hold a JSON object", id="a list"),
+        pytest.param(lambda folder: change(folder, family="lstm"), "family must be 'ctm', got 'lstm'", id="a family"),
+        pytest.param(lambda folder: change(folder, model=None), "lacks the key 'model'", id="no model"),
+        pytest.param(
+            lambda folder: change(folder, model={**CONFIG.to_dict(), "depth": 2}),
+            r"unknown CTM settings \['depth'\]",
+            id="an unknown key",
+        ),
+        pytest.param(
+            lambda folder: change(folder, model={**CONFIG.to_dict(), "width": 9}),
+            "size mismatch for",
+            id="another width",
+        ),
+        pytest.param(
+            lambda folder: (folder / "weights.safetensors").write_bytes(b"x" * 100),
+            "weights.safetensors cannot be read",
+            id="weights of nonsense",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path, damage, message: str) -> None:
+    write_checkpoint(tmp_path / "one", a_checkpoint())
+    damage(tmp_path / "one")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_model(tmp_path / "one")
+    assert str(tmp_path / "one") in str(caught.value)
+
+
+def change(folder: Path, **values: object) -> None:
+    """Set keys of the config.json; None removes one."""
+    config = {**json.loads((folder / "config.json").read_text()), **values}
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))

@@ -1,0 +1,141 @@
+"""Interruptions of real processes: killed, asked to stop, resumed, and several of them as one run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from ctm.checkpoint import read_checkpoint
+from ctm.training.cli import main
+
+ROOT = Path(__file__).parent.parent
+UPDATES = 60
+OPTIONS = [
+    *(str(ROOT / "configs" / "digits.toml"), "--threads", "1", "--updates", str(UPDATES), "--batch-size", "32"),
+    *("--optimiser.average-decay", "0.99", "--model.dropout", "0.1", "--model.ticks", "4", "--model.width", "24"),
+    *("--report.every", "1", "--report.evaluate-every", "20", "--report.checkpoint-every", "7", "--report.keep", "2"),
+]
+PATIENCE_SECONDS = 120.0
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert main([*OPTIONS, "--output-dir", str(folder)]) == 0
+    return folder / "digits"
+
+
+def begin(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ctm.training", *OPTIONS, "--output-dir", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_update(run: Path, update: int, process: subprocess.Popen[str]) -> None:
+    log = run / "log.jsonl"
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not log.exists() or f'"update": {update},' not in log.read_text():
+        assert process.poll() is None, f"the run ended before update {update}: {process.communicate()[1]}"
+        assert time.monotonic() < end, f"update {update} was not reached in {PATIENCE_SECONDS} s"
+        time.sleep(0.002)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal to the bit: weights, average, AdamW's means, progress; and the logs tell of the same numbers."""
+    mine, theirs = read_checkpoint(one / "last"), read_checkpoint(other / "last")
+    assert mine.progress == theirs.progress
+    groups = {"served": mine.weights, **mine.trainer}
+    for name, tensors in {"served": theirs.weights, **theirs.trainer}.items():
+        assert groups[name].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert torch.equal(groups[name][key], tensor), f"{name}: {key} differs"
+    assert (one / "best").resolve().name == (other / "best").resolve().name
+    assert log_of(one) == log_of(other)
+
+
+def log_of(run: Path) -> list[dict[str, object]]:
+    """The lines of the log, without what a clock measured."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key != "ticks_per_second"} for entry in entries]
+
+
+@pytest.mark.parametrize("update", [9, 31])
+def test_a_killed_run_resumed_is_to_the_bit_the_run_that_was_not(
+    tmp_path: Path, undisturbed: Path, update: int
+) -> None:
+    run = tmp_path / "digits"
+    with begin(tmp_path) as process:
+        wait_for_update(run, update, process)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert read_checkpoint(run / "last").progress["done"] < UPDATES
+    assert main(["--resume", str(run)]) == 0
+    assert_same_run(run, undisturbed)
+    origin = read_checkpoint(run / "last").config["provenance"]["command"]
+    assert "--resume" not in origin, "the command that began the run is the one that makes it again"
+
+
+def test_a_run_asked_to_stop_writes_a_checkpoint_and_leaves(tmp_path: Path, undisturbed: Path) -> None:
+    run = tmp_path / "digits"
+    with begin(tmp_path) as process:
+        wait_for_update(run, 10, process)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=PATIENCE_SECONDS)[1]
+    assert process.returncode == 0, said
+    stopped = read_checkpoint(run / "last").progress["done"]
+    assert f"stopped by SIGTERM after update {stopped}; --resume {run} goes on" in said
+    lines = (run / "log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["update"] == stopped, "nothing after the last update's checkpoint"
+    moved = tmp_path.rename(tmp_path.with_name("moved")) / "digits"
+    assert main(["--resume", str(moved)]) == 0
+    assert_same_run(moved, undisturbed)
+
+
+def test_a_finished_run_resumed_stays_as_it_is(undisturbed: Path) -> None:
+    before = read_checkpoint(undisturbed / "last").weights
+    assert main(["--resume", str(undisturbed)]) == 0
+    after = read_checkpoint(undisturbed / "last").weights
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_run_resumed_with_another_model_is_refused(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--resume", str(undisturbed), "--model.width", "32"]) == 2
+    assert "a run cannot be resumed with another model: width was 24, got 32" in capsys.readouterr().err
+
+
+def test_two_processes_make_the_same_run_as_one(tmp_path: Path) -> None:
+    # Bare pixels: batch normalisation would see half of the rows in each process.
+    options = [*OPTIONS, "--model.backbone", "none", "--updates", "12", "--model.dropout", "0"]
+    options += ["--optimiser.warmup-updates", "4", "--task.augment.shift", "0", "--task.augment.rotation", "0"]
+    options += ["--task.augment.scale", "0", "--report.evaluate-every", "6", "--report.batch-size", "100"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "ctm.training", *options, "--parts", "2", "--output-dir", str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es) on cpu" in done.stderr
+    assert main([*options, "--output-dir", str(tmp_path / "one")]) == 0
+    two, one = (read_checkpoint(tmp_path / name / "digits" / "last").weights for name in ("two", "one"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(
+            two[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    two_say, one_says = (log_of(tmp_path / name / "digits")[-1] for name in ("two", "one"))
+    assert two_say["rows"] == one_says["rows"] == 359
+    assert two_say["certainty_by_tick"] == pytest.approx(one_says["certainty_by_tick"], abs=1e-4)

@@ -59,6 +59,12 @@ class EngineConfig(_Config):
     deadline_margin_seconds: float = Field(default=0.02, ge=0)
     """How long before its deadline, beside a recent tick's time, a thought answers with what it has."""
 
+    @model_validator(mode="after")
+    def _check_rows(self) -> "EngineConfig":
+        if self.max_rows > self.max_waiting:
+            raise ValueError(f"max_rows of at most max_waiting ({self.max_waiting}): rows wait all or none")
+        return self
+
 
 class BackendConfig(_Config):
     """What runs the ticks."""

@@ -173,6 +173,7 @@ def test_lists_in_the_file_and_in_the_environment(tmp_path, monkeypatch):
             "expected allow_torchscript along with kind torchscript",
             id="no opt-in",
         ),
+        pytest.param("", {}, ["--engine.max-rows", "2000"], "max_rows of at most max_waiting (1024)", id="never fits"),
         pytest.param("[engine", {}, [], "serve.toml: Expected ']'", id="no TOML"),
         pytest.param(
             "", {}, ["--config", "nowhere.toml"], "config: got nowhere.toml, expected a TOML file", id="no file"

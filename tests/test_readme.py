@@ -1,0 +1,95 @@
+"""The README says what is so: its code runs, its commands exist, its tables are up to date."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from served import served
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert found, f"the README has no {language} blocks"
+    return found
+
+
+def commands() -> list[str]:
+    """Every command line of the README's shell blocks, without comments."""
+    lines = [line.partition(" #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+async def run(command: list[str]) -> str:
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=-1, stderr=-1)
+    async with asyncio.timeout(120):
+        stdout, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()
+    return stdout.decode()
+
+
+async def test_the_python_example_prints_a_thought(model_store):
+    (code,) = blocks("python")
+    async with served(model_store) as server:
+        printed = await run([sys.executable, "-c", code.replace("127.0.0.1:50051", server.address)])
+    assert re.search(r"tick 1: \d, certainty 0\.\d\d\n", printed)
+    assert re.search(r"stopped after \d+ ticks: ", printed)
+
+
+async def test_the_second_command_watches_the_example_digits(model_store):
+    (command,) = [line for line in commands() if "ctm-think" in line]
+    program, *patterns = command.split()
+    assert program == ".venv-serve/bin/ctm-think"
+    images = [str(path) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    assert len(images) >= 12
+    async with served(model_store) as server:
+        printed = await run([str(BIN / "ctm-think"), "--address", server.address, *images])
+    for image in images:
+        assert Path(image).stem in printed
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in commands() if line.startswith("ctm-") or line.startswith("make ")]
+)
+def test_commands_exist_and_explain_themselves(command):
+    program, *arguments = command.split()
+    if program == "make":
+        subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+        return
+    done = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, timeout=120, check=True)
+    for option in (argument for argument in arguments if argument.startswith("--")):
+        assert option in done.stdout, f"{program} --help does not know {option}"
+
+
+def test_train_export_serve_run_as_written(tmp_path):
+    """The three commands, on the digits that need no download, with the number of updates cut short."""
+    train, export, _ = [line.split() for line in blocks("sh")[2].splitlines()]
+    assert (train[:2], export[:2]) == (["ctm-train", "configs/mnist.toml"], ["ctm-export", "runs/mnist/best"])
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    run_folder, store = tmp_path / "runs", tmp_path / "store"
+    for command in (
+        [BIN / "ctm-train", ROOT / "configs" / "digits.toml", "--updates", "20", "--folder", run_folder],
+        [BIN / "ctm-export", run_folder / "best", "--store", store, "--name", "digits"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (store / "digits" / "1" / "README.md").exists()
+
+
+def test_the_tables_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, "docs/update_readme.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("link", sorted({link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link}))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()

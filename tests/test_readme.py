@@ -73,10 +73,10 @@ def test_train_export_serve_run_as_written(tmp_path):
     train, export, _ = [line.split() for line in blocks("sh")[2].splitlines()]
     assert (train[:2], export[:2]) == (["ctm-train", "configs/mnist.toml"], ["ctm-export", "runs/mnist/best"])
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    run_folder, store = tmp_path / "runs", tmp_path / "store"
+    store = tmp_path / "store"
     for command in (
-        [BIN / "ctm-train", ROOT / "configs" / "digits.toml", "--updates", "20", "--folder", run_folder],
-        [BIN / "ctm-export", run_folder / "best", "--store", store, "--name", "digits"],
+        [BIN / "ctm-train", ROOT / "configs" / "digits.toml", "--updates", "20", "--output-dir", tmp_path / "runs"],
+        [BIN / "ctm-export", tmp_path / "runs" / "digits" / "best", "--store", store, "--name", "digits"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -75,7 +75,7 @@ def test_train_export_serve_run_as_written(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     store = tmp_path / "store"
     for command in (
-        [BIN / "ctm-train", ROOT / "configs" / "digits.toml", "--updates", "20", "--output-dir", tmp_path / "runs"],
+        [BIN / "ctm-train", ROOT / "configs" / "digits.toml", "--updates", "60", "--output-dir", tmp_path / "runs"],
         [BIN / "ctm-export", tmp_path / "runs" / "digits" / "best", "--store", store, "--name", "digits"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=tmp_path)

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from export.errors import ExportError
@@ -17,17 +17,18 @@ from export.errors import ExportError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-@contextmanager
-def draft(store: Path, name: str) -> Iterator[Path]:
-    """An empty folder in the store that servers ignore; what is left of it in the end is removed.
-
-    Raises:
-        ExportError: the name cannot name a folder that is safe everywhere.
-    """
+def check_name(name: str) -> None:
+    """ExportError unless the name can be a folder's anywhere."""
     if not NAME.fullmatch(name):
         raise ExportError(
             f"a model's name is letters, digits, '.', '_' and '-', beginning with one of the first two; got {name!r}"
         )
+
+
+@contextmanager
+def draft(store: Path, name: str) -> Iterator[Path]:
+    """An empty folder in the store that servers ignore; what is left of it in the end is removed."""
+    check_name(name)
     store.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=store))
     try:
@@ -45,25 +46,28 @@ def publish(folder: Path, store: Path, name: str, finish: Callable[[int], None])
         finish: writes into the draft what depends on the version; called again if another export took that version.
     """
     versions = store / name
-    versions.mkdir(exist_ok=True)
     while True:
         version = _next_version(versions)
         finish(version)
         for path in (*folder.iterdir(), folder):
             _synchronise(path)
+        versions.mkdir(exist_ok=True)
         try:
             # A folder cannot take the place of one that holds something: of two exports one fails here.
             folder.rename(versions / str(version))
         except OSError:
-            if not (versions / str(version)).exists():
-                raise
-            continue
-        _synchronise(versions)
+            if (versions / str(version)).exists():
+                continue
+            with suppress(OSError):
+                versions.rmdir()  # unless it holds other versions
+            raise
+        for path in (versions, store):
+            _synchronise(path)
         return versions / str(version)
 
 
 def _next_version(versions: Path) -> int:
-    taken = [int(path.name) for path in versions.iterdir() if path.name.isdecimal()]
+    taken = [int(path.name) for path in versions.glob("*") if path.name.isdecimal()]
     return max(taken, default=0) + 1
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ctm.checkpoint import CheckpointError
 from ctm.reference import ReferenceFormatError
 from export.build import Publication, build_bundle
+from export.bundle import check_name
 from export.errors import ExportError
 from export.quality import Quality, measure_on_task
 from export.settings import Command, StopOptions
@@ -30,7 +31,7 @@ REFERENCE_ROWS = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 when the bundle is published, 2 when it cannot be."""
+    """Exit status: 0 when the bundle is published, 2 when it cannot be, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         command = tyro.cli(Command, args=list(arguments), prog=PROGRAM, description=DESCRIPTION)
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EXPECTED as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; nothing was published", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -48,11 +52,13 @@ def run(command: Command, typed: str) -> Path:
         typed: the command as the card shows it.
     """
     source, stop = _source(command), command.stop
+    name = _name(command, source)
+    check_name(name)
     _check_model(stop, source)
     measured = _measure(command, source)
     publication = Publication(
         store=command.store,
-        name=_name(command, source),
+        name=name,
         tick_cap=stop.tick_cap or 2 * source.model.config.ticks,
         certainty_threshold=measured.threshold,
         abstain_below=stop.abstain_below,

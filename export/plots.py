@@ -47,6 +47,7 @@ def _draw_frontier(axes: Axes, quality: Quality) -> None:
     axes.plot(shipped.mean_ticks, shipped.accuracy, marker="o", color="tab:red", linestyle="", label="shipped")
     axes.axhline(quality.accuracy_most_certain, color="grey", linestyle=":", label="most certain of all ticks")
     axes.set(xlabel="mean ticks", ylabel="accuracy", title="What a certainty threshold costs and saves")
+    axes.margins(x=0.08)
     axes.legend(loc="lower right")
 
 

@@ -1,0 +1,119 @@
+"""An artefact that does not compute what the model does is named, and nothing of it is published."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from tiny_bundle import publish_tiny_bundle, tiny_inputs, tiny_model
+
+from ctm.program import Encode, Tick, specify
+from export import build
+from export.agreement import measure_agreement
+from export.artefact import Array
+from export.errors import DisagreementError
+
+THRESHOLD = 0.7
+RESULTS = ("next_trace", "next_post", "next_action_sum", "next_out_sum", "next_ticks_done", "prediction", "certainty")
+
+
+class Frozen:
+    """An artefact that is the frozen program itself, and that can be told to err."""
+
+    backend = "frozen"
+
+    def __init__(self, *, error: float = 0.0, result: str = "certainty", at_tick: int = 1, keys: float = 0.0) -> None:
+        self._model = tiny_model()
+        self._encode, self._tick = Encode(self._model).eval(), Tick(self._model, 16).eval()
+        self._error, self._place, self._at_tick, self._keys = error, RESULTS.index(result), at_tick, keys
+
+    @torch.inference_mode()
+    def encode(self, arguments: Sequence[Array]) -> list[Array]:
+        keys, values = self._encode(*map(torch.from_numpy, arguments))
+        return [keys.numpy() + self._keys, values.numpy()]
+
+    @torch.inference_mode()
+    def tick(self, arguments: Sequence[Array]) -> list[Array]:
+        results = [result.numpy().copy() for result in self._tick(*map(torch.from_numpy, arguments))]
+        wrong = arguments[-1] == self._at_tick - 1
+        results[self._place][wrong] += np.asarray(self._error, results[self._place].dtype)
+        return results
+
+
+def test_a_faithful_artefact_agrees_at_every_tick_and_stops_when_eager_does() -> None:
+    model = tiny_model()
+    agreement = measure_agreement(model, specify(model), Frozen(), tiny_inputs(model, 300), THRESHOLD)
+    assert len(agreement.one_tick) == len(agreement.free_running) == model.config.ticks
+    assert max(agreement.one_tick) < 1e-5
+    assert max(agreement.free_running) < 1e-4
+    assert agreement.equal_stop_ticks == 1.0
+    assert (agreement.row_counts, agreement.rows, agreement.tolerance) == ((1, 2, 7, 32), 300, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tampering", "sentence"),
+    [
+        pytest.param(
+            {"error": 2e-4},
+            r"frozen tick 1, 1 rows: certainty differs from eager's by 0.0002, at most 0.0001 is allowed",
+            id="certainty",
+        ),
+        pytest.param({"error": 0.01, "result": "next_trace", "at_tick": 5}, r"tick 5, 1 rows: next_trace", id="trace"),
+        pytest.param({"error": 1, "result": "next_ticks_done", "at_tick": 2}, r"tick 2.*next_ticks_done", id="counter"),
+        pytest.param({"error": np.nan, "result": "prediction", "at_tick": 8}, r"tick 8.*prediction.*inf", id="NaN"),
+        pytest.param(
+            {"keys": 0.001}, r"frozen encode, 1 rows: keys differs from eager's by 0.000\d+, at most", id="keys"
+        ),
+    ],
+)
+def test_a_tampered_artefact_disagrees_by_name(tampering: dict[str, Any], sentence: str) -> None:
+    model = tiny_model()
+    with pytest.raises(DisagreementError, match=sentence):
+        measure_agreement(model, specify(model), Frozen(**tampering), tiny_inputs(model, 32), THRESHOLD)
+
+
+def test_small_differences_that_move_stopping_ticks_are_refused_too() -> None:
+    model = tiny_model()
+    inputs = tiny_inputs(model, 32)
+    with torch.no_grad():
+        certainties = model(inputs).certainties
+    # Within the tolerance, and enough for a row that lies right above the threshold.
+    threshold = float(certainties[0, :4].max()) - 4e-5
+    assert int((certainties[0] >= threshold).float().argmax()) < 4, "the row stops at one of its first four ticks"
+    at_tick = int((certainties[0] >= threshold).float().argmax()) + 1
+    with pytest.raises(DisagreementError, match=r"of 32 rows 9\d\.\d\d% stop on the same tick .* at least 99.9% must"):
+        measure_agreement(model, specify(model), Frozen(error=-8e-5, at_tick=at_tick), inputs, threshold)
+
+
+def test_without_a_shipped_threshold_stopping_ticks_are_recorded_and_decide_nothing() -> None:
+    model = tiny_model()
+    agreement = measure_agreement(
+        model, specify(model), Frozen(error=9e-5), tiny_inputs(model, 32), None, tolerance=1e-4
+    )
+    assert 0.0 <= agreement.equal_stop_ticks <= 1.0
+
+
+def test_a_bundle_that_disagrees_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_wrong_onnx(*arguments: Any) -> None:
+        write_onnx(*arguments)
+        path: Path = arguments[-1]
+        if path.name == "tick.onnx":
+            _tamper(path, "readout.bias")
+
+    write_onnx = build.write_onnx
+    monkeypatch.setattr(build, "write_onnx", write_wrong_onnx)
+    with pytest.raises(DisagreementError, match=r"onnx tick 1, 1 rows: prediction"):
+        publish_tiny_bundle(tmp_path)
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def _tamper(path: Path, name: str) -> None:
+    """Add a little to one of a graph's weights."""
+    model = onnx.load(path)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(0.01), name))
+    onnx.save(model, path)

@@ -31,7 +31,7 @@ class Arm(Protocol):
 A = TypeVar("A", bound=Arm)
 
 
-def fastest(candidates: Iterable[T], make: Callable[[T], A], seconds: float = TRIAL_SECONDS) -> A:
+def fastest(candidates: Iterable[T], make: Callable[[T], A], seconds: float) -> A:
     """Try every candidate for a moment, keep the one with the most thoughts a second."""
 
     def rate(arm: A) -> float:

@@ -2,12 +2,12 @@
 
 import time
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, product
 
 import numpy as np
 
-from benchmarks.arm import IN_FLIGHT, Stopwatch
-from benchmarks.graphs import Runtime
+from benchmarks.arm import IN_FLIGHT, Stopwatch, fastest
+from benchmarks.graphs import Runtime, runtimes
 from benchmarks.statistics import Slice
 from benchmarks.workload import Workload
 from serving.backends.onnx_runtime import OnnxRuntimeBackend
@@ -16,6 +16,7 @@ from serving.engine import Engine, StepReport
 from serving.events import Answer, Failure, Summary
 from serving.request import Array, Request, StopPolicy, StreamPolicy
 from serving.scheduler import Scheduler
+from serving.settings import BackendConfig, EngineConfig
 
 ANSWERS_ONLY = StreamPolicy(every=0)
 
@@ -27,6 +28,13 @@ class EngineSetting:
     num_slots: int
     encode_rows_per_step: int
     runtime: Runtime
+
+    @classmethod
+    def default(cls) -> "EngineSetting":
+        """The server's own."""
+        engine, backend = EngineConfig(), BackendConfig()
+        runtime = Runtime(threads=backend.intra_op_threads or runtimes()[-1].threads, spin=backend.spin)
+        return cls(num_slots=engine.num_slots, encode_rows_per_step=engine.encode_rows_per_step, runtime=runtime)
 
     def __str__(self) -> str:
         return f"{self.num_slots} slots, encode up to {self.encode_rows_per_step} rows a step, {self.runtime}"
@@ -114,3 +122,12 @@ class BareEngine:
         )
         asked[request] = row
         self._engine.submit(request)
+
+
+def find_bare_engine(bundle: Bundle, workload: Workload, trial_seconds: float) -> BareEngine:
+    """The engine at the settings that are fastest."""
+    settings = (
+        EngineSetting(num_slots=slots, encode_rows_per_step=rows, runtime=runtime)
+        for slots, rows, runtime in product((32, IN_FLIGHT), (8, 16, 32), runtimes())
+    )
+    return fastest(settings, lambda setting: BareEngine(bundle, workload, setting), trial_seconds)

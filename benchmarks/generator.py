@@ -44,10 +44,17 @@ class Window:
 
 
 async def closed_loop(
-    ask: Ask, num_rows: int, *, concurrency: int, seconds: float, warm_up_seconds: float, probe: Probe
+    ask: Ask,
+    num_rows: int,
+    *,
+    concurrency: int,
+    seconds: float,
+    warm_up_seconds: float,
+    probe: Probe,
+    first_row: int = 0,
 ) -> tuple[list[Outcome], Window]:
     """Every request that ended within the window."""
-    rows = count()
+    rows = count(first_row)
     outcomes: list[Outcome] = []
 
     async def call_again_and_again() -> None:

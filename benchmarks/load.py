@@ -66,6 +66,7 @@ async def measure(options: argparse.Namespace) -> Slice:
                 seconds=options.seconds,
                 warm_up_seconds=options.warm_up,
                 probe=probe,
+                first_row=options.first_row,
             )
         else:
             await caller.ask(0)  # so that no request pays for opening the connection
@@ -114,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     loop.add_argument("--rate", type=float, metavar="R", help="open loop of R requests a second")
     parser.add_argument("--poisson", action="store_true", help="arrivals at random, R a second on average")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and of random rows [%(default)s]")
+    parser.add_argument(
+        "--first-row", type=int, default=0, metavar="N", help="to begin with, closed loop [%(default)s]"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="to measure for [%(default)s]")
     parser.add_argument(
         "--warm-up", type=float, default=0.5, metavar="SECONDS", help="before, closed loop [%(default)s]"

@@ -5,7 +5,6 @@
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -20,6 +19,9 @@ from benchmarks.unrolled import ANSWER, unroll
 from benchmarks.workload import Workload
 from serving.bundle import Bundle
 from serving.request import Array
+
+ROW_COUNTS = (8, 16, 32, 48, 64)
+"""Batch sizes that are tried; no more than are in flight."""
 
 
 class Batch(NamedTuple):
@@ -137,19 +139,20 @@ class AllTicks(Lockstep):
         return Batch(np.full(len(rows_B), self._ticks), self._ticks, self._answer.copy())
 
 
-def find_all_ticks(bundle: Bundle, workload: Workload, row_counts: Sequence[int]) -> AllTicks:
+def find_all_ticks(bundle: Bundle, workload: Workload, trial_seconds: float) -> AllTicks:
     """Arm a with the batch size and the runtime settings that are fastest."""
     ticks = bundle.manifest.ticks
     graph = unroll(bundle, ticks)
     best: list[AllTicks] = []
     for runtime in lockstep_runtimes():
         session = open_session(graph, runtime)  # all batch sizes share one: it is large
-        best.append(fastest(row_counts, lambda rows: AllTicks(bundle, workload, session, rows, ticks)))  # noqa: B023
+        arms = (AllTicks(bundle, workload, session, rows, ticks) for rows in ROW_COUNTS)
+        best.append(fastest(arms, lambda arm: arm, trial_seconds))
         best[-1].setting += f", {runtime}"
-    return fastest(best, lambda arm: arm)
+    return fastest(best, lambda arm: arm, trial_seconds)
 
 
-def find_stop_with_last(bundle: Bundle, workload: Workload, row_counts: Sequence[int]) -> StopWithLast:
+def find_stop_with_last(bundle: Bundle, workload: Workload, trial_seconds: float) -> StopWithLast:
     """Arm b with the batch size and the runtime settings that are fastest."""
-    candidates = product(row_counts, runtimes())
-    return fastest(candidates, lambda pair: StopWithLast(workload, BoundGraphs(bundle, *pair)))
+    candidates = product(ROW_COUNTS, runtimes())
+    return fastest(candidates, lambda pair: StopWithLast(workload, BoundGraphs(bundle, *pair)), trial_seconds)

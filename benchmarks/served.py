@@ -31,6 +31,7 @@ class Served:
         self.key, self.setting = key, setting
         self.title, self._arguments = WAYS[key]
         self._server, self._workload = server, workload
+        self._next = 0
 
     def run(self, seconds: float) -> Slice:
         output = self._workload.with_name(f"slice_{self.key}.json")
@@ -38,9 +39,12 @@ class Served:
             *(sys.executable, "-m", "benchmarks.load"),
             *("--address", self._server.address, "--metrics", self._server.metrics),
             *("--workload", str(self._workload), "--output", str(output)),
+            *("--first-row", str(self._next)),
             *("--concurrency", str(IN_FLIGHT), "--seconds", str(seconds), *self._arguments),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _SPARE_SECONDS, check=False)
         if done.returncode:
             raise RuntimeError(f"the load generator failed: {done.stderr[-2000:]}")
-        return from_json(json.loads(output.read_text()))
+        part = from_json(json.loads(output.read_text()))
+        self._next += part.thoughts
+        return part

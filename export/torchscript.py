@@ -1,6 +1,8 @@
 """A program's functions as TorchScript: traced, frozen, with free rows."""
 
+import io
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,11 @@ def write_torchscript(function: nn.Module, example: Sequence[Tensor], path: Path
     Args:
         example: one tensor for each argument, with more than one row: one is a size that tracing may bake in.
     """
+    archive = io.BytesIO()
     with quiet(), torch.no_grad():
         traced = torch.jit.trace(function.eval(), tuple(example), check_trace=True)  # type: ignore[no-untyped-call]
-        torch.jit.freeze(traced).save(str(path))
+        torch.jit.save(torch.jit.freeze(traced), archive)
+    _strip(archive, path)
 
 
 @contextmanager
@@ -26,3 +30,11 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
         yield
+
+
+def _strip(archive: io.BytesIO, path: Path) -> None:
+    """The same archive without its debugging notes, which hold the source paths of the machine that traced it."""
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
+        for entry in source.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry))

@@ -54,12 +54,6 @@ def frontier(
     return tuple(_point(certainty_NT, correct_NT, threshold) for threshold in thresholds)
 
 
-def choose_threshold(points: Sequence[FrontierPoint], lost_accuracy: float) -> FrontierPoint:
-    """The point of fewest mean ticks whose accuracy is at most `lost_accuracy` below the best of the points."""
-    enough = max(point.accuracy for point in points) - lost_accuracy
-    return min((point for point in points if point.accuracy >= enough), key=lambda point: point.mean_ticks)
-
-
 def _point(certainty_NT: Floats, correct_NT: Floats, threshold: float) -> FrontierPoint:
     used_N, answer_N = stopping(certainty_NT, threshold)
     certain_N = np.clip(certainty_NT, 0.0, 1.0).max(axis=1) >= threshold

@@ -99,16 +99,17 @@ def test_the_newest_and_the_spared_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_run_stands_for_its_best_checkpoint_then_its_last(tmp_path: Path) -> None:
+    run = tmp_path / "run"
     for name in ("update-000001", "update-000002"):
-        write_checkpoint(tmp_path / "checkpoints" / name, a_checkpoint())
+        write_checkpoint(run / "checkpoints" / name, a_checkpoint())
     with pytest.raises(CheckpointError, match="no checkpoint and no run's folder"):
-        find_checkpoint(tmp_path)
-    point_at(tmp_path / "last", tmp_path / "checkpoints" / "update-000002")
-    assert find_checkpoint(tmp_path).name == "update-000002"
-    point_at(tmp_path / "best", tmp_path / "checkpoints" / "update-000002")
-    point_at(tmp_path / "best", tmp_path / "checkpoints" / "update-000001")
-    assert find_checkpoint(tmp_path).name == "update-000001"
-    moved = tmp_path.rename(tmp_path.with_name("moved"))
+        find_checkpoint(run)
+    point_at(run / "last", run / "checkpoints" / "update-000002")
+    assert find_checkpoint(run).name == "update-000002"
+    point_at(run / "best", run / "checkpoints" / "update-000002")
+    point_at(run / "best", run / "checkpoints" / "update-000001")
+    assert find_checkpoint(run).name == "update-000001"
+    moved = run.rename(tmp_path / "moved")
     assert find_checkpoint(moved).name == "update-000001", "links are relative, so a run can be moved"
 
 

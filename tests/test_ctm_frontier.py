@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ctm.frontier import FrontierPoint, choose_threshold, frontier, stopping
+from ctm.frontier import FrontierPoint, frontier, stopping
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,3 @@ def test_a_frontier_counts_accuracy_ticks_and_the_certain() -> None:
         ticks_deviation=pytest.approx(np.std([1, 2, 2, 2])),
         share_certain=0.5,
     )
-
-
-def test_the_chosen_threshold_has_the_fewest_ticks_among_those_that_lose_little() -> None:
-    points = [
-        FrontierPoint(threshold=t, accuracy=a, mean_ticks=m, ticks_deviation=1.0, share_certain=1.0)
-        for t, a, m in [(0.5, 0.90, 3.0), (0.8, 0.985, 6.0), (0.9, 0.989, 9.0), (0.99, 0.99, 15.0)]
-    ]
-    assert choose_threshold(points, lost_accuracy=0.002).threshold == 0.9
-    assert choose_threshold(points, lost_accuracy=0.01).threshold == 0.8
-    assert choose_threshold(points, lost_accuracy=0.0).threshold == 0.99

@@ -16,11 +16,12 @@ from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ctm.checkpoint import load_model, read_checkpoint
+from ctm.judge import judge, judge_predictions
 from ctm.model import CTM
 from ctm.tasks import load_task
 from ctm.training.cli import main
 from ctm.training.config import RunConfig
-from ctm.training.evaluate import evaluate, judge, judge_predictions
+from ctm.training.evaluate import evaluate
 from ctm.training.loop import DivergedError, Trainer
 from ctm.training.report import Reporter
 from ctm.training.run import train
@@ -82,7 +83,7 @@ def test_the_digits_are_learned_in_seconds(tmp_path: Path) -> None:
     model, config = load_model(tmp_path / "digits")
     assert config["task"]["labels"] == list("0123456789")
     task = load_task(read_toml(CONFIGS / "digits.toml").task)
-    evaluation = evaluate(model, task, task.held_out, batch_size=200)
+    evaluation = evaluate(model, task.held_out, batch_size=200)
     assert evaluation.accuracy > 0.5, "seed 0; chance is 0.1"
     assert evaluation.accuracy_by_tick[0] < evaluation.accuracy
 
@@ -121,7 +122,7 @@ def test_the_logged_evaluation_is_that_of_the_saved_model(tmp_path: Path, batch_
     train(config)
     model, _ = load_model(tmp_path / "digits" / "last")
     task = load_task(config.task)
-    evaluation = evaluate(model, task, task.held_out, batch_size)
+    evaluation = evaluate(model, task.held_out, batch_size)
     logged = json.loads((tmp_path / "digits" / "log.jsonl").read_text().splitlines()[-1])
     assert logged["accuracy"] == evaluation.accuracy
     assert logged["accuracy_by_tick"] == evaluation.accuracy_by_tick
@@ -216,7 +217,7 @@ def test_parity_is_judged_at_every_position(tmp_path: Path) -> None:
     config = small(tmp_path, {**task, **model}, name="parity")
     assert train(config)
     loaded, _ = load_model(tmp_path / "parity")
-    judged = judge(loaded, load_task(config.task).held_out, (4, 2), batch_size=20)
+    judged = judge(loaded, load_task(config.task).held_out, batch_size=20)
     assert judged.correct.shape == (50, 3)
     assert set(judged.correct.unique().tolist()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
 

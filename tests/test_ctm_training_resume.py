@@ -103,7 +103,7 @@ def test_a_run_asked_to_stop_writes_a_checkpoint_and_leaves(tmp_path: Path, undi
     assert f"stopped by SIGTERM after update {stopped}; --resume {run} goes on" in said
     lines = (run / "log.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["update"] == stopped, "nothing after the last update's checkpoint"
-    moved = tmp_path.rename(tmp_path.with_name("moved")) / "digits"
+    moved = run.rename(tmp_path / "moved")
     assert main(["--resume", str(moved)]) == 0
     assert_same_run(moved, undisturbed)
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 
@@ -40,7 +40,11 @@ def fetch(address: str, path: Path, sha256: str, timeout_seconds: float = 60.0) 
                 size = os.path.getsize(aside.name)
                 raise FetchError(f"{address} gave {size} bytes with sha256 {met}, expected sha256 {sha256}")
             os.replace(aside.name, path)
-        except (URLError, OSError, http.client.HTTPException) as error:
+        except HTTPError as error:
+            # It is an answer too, and holds its connection until it is closed.
+            with error:
+                raise FetchError(f"{address} could not be fetched: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
             raise FetchError(f"{address} could not be fetched: {error}") from error
         finally:
             Path(aside.name).unlink(missing_ok=True)

@@ -18,11 +18,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ctm.checkpoint import Checkpoint, point_at, prune, read_checkpoint, write_checkpoint
+from ctm.judge import judge_predictions
 from ctm.model import CTM
 from ctm.tasks import Batch, Task
 from ctm.training.chance import Purpose, RowOrder, derived_seed, generator, seed_everything
 from ctm.training.config import RunConfig
-from ctm.training.evaluate import Evaluation, evaluate, judge_predictions
+from ctm.training.evaluate import evaluate
 from ctm.training.interrupt import Interrupt
 from ctm.training.objective import objective
 from ctm.training.optimiser import average_into, make_optimiser, means, set_learning_rate, set_means
@@ -154,8 +155,8 @@ class Trainer:
     def evaluate(self) -> bool:
         """Think about the held-out rows; True when it never went better."""
         self._refresh_served()
-        rows = self.config.report.batch_size
-        evaluation: Evaluation = evaluate(self.served, self.task, self.task.held_out, rows, self.accelerator)
+        batch_size = self.config.report.batch_size
+        evaluation = evaluate(self.served, self.task.held_out, batch_size, self.accelerator)
         best = evaluation.accuracy > self.progress.best_accuracy
         if best:
             self.progress.best_accuracy, self.progress.best_update = evaluation.accuracy, self.progress.done

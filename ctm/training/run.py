@@ -44,7 +44,9 @@ def train(config: RunConfig, *, resume: bool = False, command: Sequence[str] = (
         raise ConfigError(f"{config.folder} holds a run: --resume {config.folder} goes on, --name makes another")
     _prepare_torch(config)
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
-        accelerator = Accelerator(mixed_precision=PRECISIONS[config.precision], cpu=config.device == "cpu")
+        # Without being told, accelerate takes several processes on CPUs for as many runs of one process.
+        on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
+        accelerator = Accelerator(mixed_precision=PRECISIONS[config.precision], cpu=on_cpu)
         stack.callback(accelerator.end_training)
         # The first process fetches what must be fetched, the others find it.
         with accelerator.local_main_process_first():

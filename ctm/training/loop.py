@@ -7,11 +7,10 @@ that number are all there is to know to go on as if nothing had happened.
 
 import copy
 import math
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,22 +29,11 @@ from ctm.training.optimiser import average_into, make_optimiser, means, set_lear
 from ctm.training.report import Reporter
 from ctm.training.schedule import learning_rate
 from ctm.training.settings import ConfigError
+from ctm.training.window import Measured, Window
 
 
 class DivergedError(RuntimeError):
     """Training left the finite numbers."""
-
-
-class Measured(NamedTuple):
-    """What one update showed of itself, in this process; scalars on the device."""
-
-    loss: Tensor
-    accuracy: Tensor
-    """At the most certain tick."""
-    answer_tick: Tensor
-    """Mean of the most certain tick, counted from 1."""
-    gradient_norm: Tensor
-    """Before clipping, over all processes."""
 
 
 @dataclass(slots=True)
@@ -76,13 +64,8 @@ class Trainer:
                 f"batch_size must divide into {config.parts} equal parts in each of {accelerator.num_processes} "
                 f"processes, got {config.batch_size}"
             )
-        self.config, self.task, self.accelerator, self.reporter, self.origin = (
-            config,
-            task,
-            accelerator,
-            reporter,
-            origin,
-        )
+        self.config, self.task, self.origin = config, task, origin
+        self.accelerator, self.reporter = accelerator, reporter
         self.progress = Progress()
         self._mine = slice(accelerator.process_index * rows, (accelerator.process_index + 1) * rows)
         self._order = RowOrder(config.seed, len(task.train), config.batch_size)
@@ -218,7 +201,7 @@ class Trainer:
         )
 
     def _check_finite(self, update: int, loss: Tensor, norm: Tensor) -> None:
-        if not math.isfinite(norm):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
                 f"update {update + 1}: the loss is {float(loss)} and the norm of its gradient is {float(norm)}; the "
                 f"weights are kept as they were. A lower optimiser.learning_rate or optimiser.clip_norm may help"
@@ -243,33 +226,3 @@ class Trainer:
         best = self._folder(self.progress.best_update)
         if best.exists():
             point_at(self.config.folder / "best", best)
-
-
-class Window:
-    """Means over the updates since the last report."""
-
-    def __init__(self, accelerator: Accelerator, config: RunConfig) -> None:
-        self._accelerator = accelerator
-        self._thoughts, self._ticks = config.batch_size, config.model.ticks
-        self._open()
-
-    def _open(self) -> None:
-        self._sum: Tensor | None = None
-        self._updates = 0
-        self._began = time.monotonic()
-
-    def add(self, measured: Measured) -> None:
-        stacked = torch.stack(measured)
-        self._sum = stacked if self._sum is None else self._sum + stacked
-        self._updates += 1
-
-    def close(self, rate: float, epoch: float) -> dict[str, float]:
-        """The means over all processes; the next window begins."""
-        assert self._sum is not None, "a window is closed after an update"
-        means: Tensor = self._accelerator.reduce(self._sum / self._updates, reduction="mean")
-        scalars = dict(zip(Measured._fields, means.tolist(), strict=True))
-        seconds = time.monotonic() - self._began
-        scalars["ticks_per_second"] = self._updates * self._thoughts * self._ticks / seconds
-        scalars["learning_rate"], scalars["epoch"] = rate, epoch
-        self._open()
-        return scalars

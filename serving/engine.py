@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serving.backends.base import Backend, TickOutput
 from serving.errors import BackendFailed, DeadlineExceeded, ServingError, Unavailable
@@ -96,8 +95,8 @@ class Engine:
         if plan.admitted and not self._encode(plan.admitted, report):
             return  # the slots of those that failed are gaps now; the next plan closes them
         if num_running:
-            self._tick(num_running, report)
-            self._step_seconds = max(report.now - begin, 0.9 * self._step_seconds)
+            self._tick(num_running, plan.admitted, report)
+            self._step_seconds = max(report.now - begin, 0.8 * self._step_seconds)
 
     def end_all(self, report: StepReport) -> None:
         """End every thought with its best answer so far: a drain's grace is over."""
@@ -115,7 +114,8 @@ class Engine:
         slots = [thought.slot for thought in admitted if thought.slot is not None]
         names = admitted[0].request.inputs
         inputs: dict[str, Array] = {
-            name: np.stack([thought.request.inputs[name][thought.row] for thought in admitted]) for name in names
+            name: np.concatenate([thought.request.inputs[name][thought.row : thought.row + 1] for thought in admitted])
+            for name in names
         }
         try:
             self.backend.admit(slots, inputs)
@@ -131,12 +131,11 @@ class Engine:
             self._progress[thought.request].admit(report.now)
         return True
 
-    def _tick(self, n: int, report: StepReport) -> None:
-        thoughts = list(self.scheduler.running())
-        details = any(thought.request.stream.details for thought in thoughts)
+    def _tick(self, n: int, admitted: list[Thought], report: StepReport) -> None:
+        thoughts, table = self.scheduler.running(), self.scheduler.table
         begin = self._clock()
         try:
-            output = self.backend.tick(n, details=details)
+            output = self.backend.tick(n, details=table.wants_details(n))
         except Exception as error:
             log.exception("tick failed", extra={"request_ids": _ids(thoughts)})
             self._fail(thoughts, BackendFailed(f"the model failed on a tick ({type(error).__name__})"), report)
@@ -147,39 +146,32 @@ class Engine:
         self._tick_seconds += 0.1 * (report.tick_seconds - self._tick_seconds)
 
         finite = np.isfinite(output.certainty) & np.isfinite(output.prediction).reshape(n, -1).all(axis=1)
-        best = top(output.prediction) if self.scheduler.table.wants_top(n) else None
+        best = top(output.prediction) if table.wants_top(n) else None
         ended, verdict = self.scheduler.record(output.certainty, finite, output.energy, output.done, best)
         self.backend.keep(verdict.keep)
         if verdict.diverged.size:
             self.backend.keep_previous(verdict.diverged)
-        self._stream(thoughts, output, finite, report)
+        for thought in admitted:
+            if self._progress[thought.request].tick_first():
+                report.first_ticks.append(thought.request)
+        if watched := [slot for slot in table.watched(n) if finite[slot]]:
+            self._stream([(slot, thoughts[slot]) for slot in watched], output, report)
         self._answer(ended, report)
 
-    def _stream(
-        self, thoughts: list[Thought], output: TickOutput, finite: NDArray[np.bool_], report: StepReport
-    ) -> None:
-        """Send this tick to those who watch."""
-        ticks = self.scheduler.table.rows["ticks"]
-        watched: list[tuple[int, Thought]] = []
-        for slot, thought in enumerate(thoughts):
-            tick, every = ticks[slot], thought.request.stream.every
-            if tick == 1 and self._progress[thought.request].tick_first():
-                report.first_ticks.append(thought.request)
-            if every and tick % every == 0 and finite[slot]:
-                watched.append((slot, thought))
-        if not watched:
-            return
+    def _stream(self, watched: list[tuple[int, Thought]], output: TickOutput, report: StepReport) -> None:
+        """Send this tick of the slots whose callers watch it."""
         slots = [slot for slot, _ in watched]
         prediction = output.prediction[slots]  # copies: the views are good until the next tick only
         details = {name: values[slots] for name, values in output.details.items()}
         certainty = np.clip(output.certainty[slots], 0.0, 1.0).tolist()
         energy = None if output.energy is None else output.energy[slots].tolist()
+        ticks = self.scheduler.table.rows["ticks"][slots].tolist()
         leaders = leading(prediction, [thought.request.stream.top_k for _, thought in watched])
-        for index, (slot, thought) in enumerate(watched):
+        for index, (_, thought) in enumerate(watched):
             stream = thought.request.stream
             event = Tick(
                 row=thought.row,
-                tick=int(ticks[slot]),
+                tick=ticks[index],
                 certainty=certainty[index],
                 energy=None if energy is None else energy[index],
                 prediction=prediction[index] if stream.predictions else None,

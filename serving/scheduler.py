@@ -8,7 +8,7 @@ always fill the first slots: a gap is given to the next thought, else the last r
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf, isnan
@@ -78,6 +78,7 @@ class _Waiting:
         heapq.heappush(self.order, ((-request.priority, request.deadline, arrival), thought))
         if request.deadline < inf:
             heapq.heappush(self.deadlines, (request.deadline, arrival, thought))
+            self._forget_deadlines()
         self.size += 1
 
     def pop(self) -> Thought | None:
@@ -88,13 +89,21 @@ class _Waiting:
                 return thought
         return None
 
-    def expire(self, horizon: float) -> list[Thought]:
-        expired = []
-        while self.deadlines and self.deadlines[0][0] <= horizon:
-            thought = heapq.heappop(self.deadlines)[2]
-            if not thought.gone and not thought.admitted:
-                self.drop(thought)
-                expired.append(thought)
+    def expire(self, now: float, horizon: float, begun: Container[Request]) -> list[Thought]:
+        """Take out what is too late: at its deadline; within the horizon of it when its request has begun."""
+        expired, early = [], []
+        while self.deadlines and self.deadlines[0][0] <= now + horizon:
+            entry = heapq.heappop(self.deadlines)
+            thought = entry[2]
+            if thought.gone or thought.admitted:
+                continue
+            if entry[0] > now and thought.request not in begun:
+                early.append(entry)
+                continue
+            self.drop(thought)
+            expired.append(thought)
+        for entry in early:
+            heapq.heappush(self.deadlines, entry)
         return expired
 
     def drop(self, thought: Thought) -> None:
@@ -140,6 +149,7 @@ class Scheduler:
         self._waiting = _Waiting()
         self._thoughts: dict[Request, list[Thought]] = {}
         self._left: dict[Request, int] = {}  # of a request's thoughts, those that have not ended
+        self._begun: set[Request] = set()  # requests of which a thought was admitted
         self._arrivals = count()
 
     @property
@@ -154,9 +164,9 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.num_running and not self.num_waiting
 
-    def running(self) -> Iterable[Thought]:
+    def running(self) -> list[Thought]:
         """Running thoughts by slot; right after `plan`, the i-th holds slot i."""
-        return (thought for thought in self._running[: self._span] if thought is not None)
+        return [thought for thought in self._running[: self._span] if thought is not None]
 
     def submit(self, request: Request, *, retry_after_seconds: float = 1.0) -> None:
         """Let every row of the request wait, or none.
@@ -195,12 +205,13 @@ class Scheduler:
 
         Args:
             now: seconds, on the clock that deadlines are on.
-            horizon: seconds; a thought whose deadline is no further away ends now, so that its answer is in time.
+            horizon: seconds; a thought whose deadline is no further away ends now, so that its answer is in time. A
+                request none of whose thoughts has run yet may wait until its deadline: one tick beats none.
         """
         expired = [
             self._end(self._at(slot), StopReason.DEADLINE) for slot in self.table.expired(self._span, now + horizon)
         ]
-        for thought in self._waiting.expire(now + horizon):
+        for thought in self._waiting.expire(now, horizon, self._begun):
             self._forget(thought)
             expired.append(Ended(thought, StopReason.DEADLINE))
         admitted = self._admit(now)
@@ -219,16 +230,21 @@ class Scheduler:
         assert not self._gaps, "a tick runs what was planned, without gaps"
         assert len(certainty_n) == self._span, "every running thought ticks"
         verdict = self.table.judge(certainty_n, finite_n, energy_n, done_n, top_nP)
-        stopped = np.flatnonzero(verdict.reasons).tolist()
-        return [self._end(self._at(slot), StopReason(int(verdict.reasons[slot]))) for slot in stopped], verdict
+        stopped = np.flatnonzero(verdict.reasons)
+        reasons = verdict.reasons[stopped].tolist()
+        ended = [
+            self._end(self._at(slot), StopReason(reason))
+            for slot, reason in zip(stopped.tolist(), reasons, strict=True)
+        ]
+        return ended, verdict
 
     def drop_running(self) -> list[Ended]:
         """End every running thought without an answer: the backend failed while it held them."""
-        return [self._end(thought, StopReason.CANCELLED) for thought in list(self.running())]
+        return [self._end(thought, StopReason.CANCELLED) for thought in self.running()]
 
     def end_all(self) -> list[Ended]:
         """End every thought as at its deadline: the grace of a drain is over."""
-        ended = [self._end(thought, StopReason.DEADLINE) for thought in list(self.running())]
+        ended = [self._end(thought, StopReason.DEADLINE) for thought in self.running()]
         for thought in self._waiting.clear():
             self._forget(thought)
             ended.append(Ended(thought, StopReason.DEADLINE))
@@ -245,6 +261,7 @@ class Scheduler:
             self._running[slot] = thought
             thought.slot, thought.admitted, thought.admission_time = slot, True, now
             self.table.admit(slot, thought.request)
+            self._begun.add(thought.request)
             admitted.append(thought)
         return admitted
 
@@ -275,18 +292,17 @@ class Scheduler:
         """Take a running thought's slot back."""
         slot = thought.slot
         assert slot is not None, "only a running thought holds a slot"
-        row = self.table.rows[slot]
-        answer_tick, energy = int(row["answer_tick"]), float(row["answer_energy"])
+        standing = self.table.standing(slot)
         ended = Ended(
             thought,
             reason,
-            ticks_used=int(row["ticks"]),
-            answer_tick=answer_tick,
-            certainty=float(row["answer_certainty"]) if answer_tick else 0.0,
-            energy=None if isnan(energy) else energy,
+            ticks_used=standing.ticks,
+            answer_tick=standing.answer_tick,
+            certainty=standing.answer_certainty if standing.answer_tick else 0.0,
+            energy=None if isnan(standing.answer_energy) else standing.answer_energy,
             slot=slot,
         )
-        row["deadline"] = inf
+        self.table.leave(slot)
         self._running[slot] = None
         heapq.heappush(self._gaps, slot)
         thought.slot, thought.gone = None, True
@@ -301,3 +317,4 @@ class Scheduler:
         else:
             self._thoughts.pop(thought.request, None)
             self._left.pop(thought.request, None)
+            self._begun.discard(thought.request)

@@ -8,7 +8,9 @@ The rows are plain numbers, so that a tick costs a handful of vector operations 
 # Shapes: n running thoughts, in the dense first n of S slots; P positions of a structured prediction.
 
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,8 @@ _ROW = np.dtype(
         ("model_done", np.bool_),
         ("keep_last", np.bool_),
         ("deadline", np.float64),
+        ("every", np.int32),
+        ("details", np.bool_),
         # The thought so far.
         ("ticks", np.int32),
         ("certainty", np.float32),
@@ -37,6 +41,26 @@ _ROW = np.dtype(
         ("unchanged", np.int32),
     ]
 )
+
+
+_PLACE = {name: place for place, name in enumerate(_ROW.names or ())}
+_NEVER = np.iinfo(np.int32).max
+
+# As plain numbers: an enum's attribute is looked up in Python, and these are read at every tick.
+_DIVERGED, _MODEL_DONE, _CERTAIN = int(StopReason.DIVERGED), int(StopReason.MODEL_DONE), int(StopReason.CERTAIN)
+_ENERGY, _TICK_BUDGET = int(StopReason.ENERGY), int(StopReason.TICK_BUDGET)
+
+
+_standing = itemgetter(*(_PLACE[name] for name in ("ticks", "answer_tick", "answer_certainty", "answer_energy")))
+
+
+class Standing(NamedTuple):
+    """How far a thought has come."""
+
+    ticks: int
+    answer_tick: int
+    answer_certainty: float
+    answer_energy: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +83,7 @@ class SlotTable:
         self._top = np.zeros((num_slots, positions), np.int64)
         # Views, made once: naming a field of a structured array costs more than the arithmetic on it.
         self._column = {name: self.rows[name] for name in _ROW.names or ()}
+        self._first: dict[int, dict[str, NDArray[Any]]] = {}
 
     def admit(self, slot: int, request: Request) -> None:
         stop = request.stop
@@ -72,6 +97,8 @@ class SlotTable:
             stop.model_done,
             request.answer_rule is AnswerRule.LAST,
             request.deadline,
+            request.stream.every or _NEVER,
+            bool(request.stream.details),
             0,
             0.0,
             nan,
@@ -81,6 +108,10 @@ class SlotTable:
             0,
         )
 
+    def leave(self, slot: int) -> None:
+        """Nobody waits for this slot's deadline any more."""
+        self._column["deadline"][slot] = inf
+
     def move(self, source: int, target: int) -> None:
         self.rows[target] = self.rows[source]
         self._top[target] = self._top[source]
@@ -89,6 +120,18 @@ class SlotTable:
         """Slots whose deadline is at `horizon` or before."""
         deadlines = self._column["deadline"][:n]
         return [] if n == 0 or deadlines.min() > horizon else np.flatnonzero(deadlines <= horizon).tolist()
+
+    def standing(self, slot: int) -> Standing:
+        return Standing(*_standing(self.rows[slot].item()))  # a row at once: field by field takes longer
+
+    def wants_details(self, n: int) -> bool:
+        """Whether any caller sees the program's details."""
+        return bool(self._column["details"][:n].any())
+
+    def watched(self, n: int) -> list[int]:
+        """Slots whose callers see the tick that was judged last."""
+        due: NDArray[np.bool_] = self._column["ticks"][:n] % self._column["every"][:n] == 0
+        return np.flatnonzero(due).tolist()
 
     def wants_top(self, n: int) -> bool:
         """Whether any thought needs the top predictions of this tick."""
@@ -111,44 +154,52 @@ class SlotTable:
             done_n: where the program wishes to stop.
             top_nP: the best class at each position; needed when `wants_top`.
         """
-        n = len(certainty_n)
-        column = {name: values[:n] for name, values in self._column.items()}
-        certainty = np.clip(certainty_n, 0.0, 1.0)
-        column["ticks"] += 1
+        column = self._columns(len(certainty_n))
+        certainty = np.minimum(np.maximum(certainty_n, 0.0), 1.0)
         ticks = column["ticks"]
+        ticks += 1
         ready = ticks >= column["min_ticks"]
 
-        reasons = np.zeros(n, np.int8)
-        reasons[ticks >= column["max_ticks"]] = StopReason.TICK_BUDGET
+        reasons = np.zeros(len(certainty_n), np.int8)
+        reasons[ticks >= column["max_ticks"]] = _TICK_BUDGET
         if energy_n is not None:
             with np.errstate(invalid="ignore"):  # NaN at the first tick, or between infinities, compares false
                 change = np.abs(energy_n - column["energy"])
             settled = (energy_n <= column["energy_threshold"]) | (change < column["energy_delta"])
-            reasons[ready & settled] = StopReason.ENERGY
+            reasons[ready & settled] = _ENERGY
             column["energy"][:] = energy_n
         certain = ready & (certainty >= column["threshold"])
         if top_nP is not None:
             self._count_unchanged(top_nP)
             certain &= column["unchanged"] >= column["patience"]
-        reasons[certain] = StopReason.CERTAIN
+        reasons[certain] = _CERTAIN
         if done_n is not None:
-            reasons[done_n & column["model_done"]] = StopReason.MODEL_DONE
+            reasons[done_n & column["model_done"]] = _MODEL_DONE
 
         # Strictly greater: of equally certain ticks the earliest is the answer.
-        keep = (certainty > column["answer_certainty"]) | column["keep_last"] | (reasons == StopReason.ENERGY)
+        keep = (certainty > column["answer_certainty"]) | column["keep_last"]
+        if energy_n is not None:
+            keep |= reasons == _ENERGY
         if top_nP is not None:
-            keep |= (reasons == StopReason.CERTAIN) & (column["patience"] > 1)
+            keep |= (reasons == _CERTAIN) & (column["patience"] > 1)
         diverged = np.flatnonzero(~finite_n)
         if diverged.size:
             keep &= finite_n
-            reasons[diverged] = StopReason.DIVERGED
+            reasons[diverged] = _DIVERGED
             self._fall_back(diverged)
         kept = np.flatnonzero(keep)
         column["answer_tick"][kept] = ticks[kept]
         column["answer_certainty"][kept] = certainty[kept]
-        column["answer_energy"][kept] = column["energy"][kept]
+        if energy_n is not None:
+            column["answer_energy"][kept] = column["energy"][kept]
         column["certainty"][:] = certainty
         return Verdict(reasons, kept, diverged)
+
+    def _columns(self, n: int) -> dict[str, NDArray[Any]]:
+        """The first n of each column: views, so that they may be kept."""
+        if (columns := self._first.get(n)) is None:
+            columns = self._first[n] = {name: values[:n] for name, values in self._column.items()}
+        return columns
 
     def _count_unchanged(self, top_nP: NDArray[np.int64]) -> None:
         n = len(top_nP)

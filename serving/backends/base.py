@@ -12,6 +12,7 @@ The engine sees rows and numbers; names, tensors and devices stay here.
 # Shapes: S slots, n running, k rows of one admission.
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -82,7 +83,7 @@ class Backend(ABC):
     def admit(self, slots: Sequence[int], inputs: Mapping[str, Array]) -> None:
         """Encode k rows, [k, ...] for each input, and let them begin in `slots`."""
         count = len(slots)
-        rows = next(size for size in self.encode_buckets if size >= count)
+        rows = self.encode_buckets[bisect_left(self.encode_buckets, count)]
         for name, values in inputs.items():
             self._inputs[name][:count] = values
             self._inputs[name][count:rows] = 0
@@ -99,7 +100,7 @@ class Backend(ABC):
         Args:
             details: whether to bring the program's details along.
         """
-        rows = next(size for size in self.tick_buckets if size >= n)
+        rows = self.tick_buckets[bisect_left(self.tick_buckets, n)]
         self._tick(rows, self._side, details)
         self._side = 1 - self._side
         outputs, program = self._outputs[self._side], self.program

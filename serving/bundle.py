@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from protos.ctm_bundle_pb2 import File, Manifest
 from serving.errors import BundleRefused
@@ -47,6 +48,15 @@ class Bundle:
                 return {function: self.path / file for function, file in artefact.graphs.items()}
         return {}
 
+    def read(self, name: str) -> bytes:
+        """A file's content, which is what the manifest describes whatever became of the file since it was checked.
+
+        Raises:
+            Mismatch: the file is another now, or gone.
+            OSError: it cannot be read.
+        """
+        return _content(self.path, next(file for file in self.manifest.files if file.name == name))
+
 
 def load_bundle(path: Path) -> Bundle:
     """Read and check the bundle in `<store>/<name>/<version>`.
@@ -57,7 +67,7 @@ def load_bundle(path: Path) -> Bundle:
     """
     try:
         return _load(path)
-    except (Mismatch, OSError) as error:
+    except (Mismatch, OSError, MemoryError) as error:
         raise BundleRefused(f"bundle {path.parent.name}/{path.name} in {path.parent.parent}: {error}") from error
 
 
@@ -69,12 +79,13 @@ def _load(path: Path) -> Bundle:
         raise Mismatch(f"{MANIFEST}: version", manifest.version, f"{path.name}, the folder's")
     _check_files(path, manifest)
     described = program(manifest)
+    start = next(file for file in manifest.files if file.name == START)
     return Bundle(
         path=path,
         name=manifest.name,
         version=manifest.version,
         manifest=manifest,
-        program=replace(described, start=_start(path / START, described.state)),
+        program=replace(described, start=_start(_content(path, start), described.state)),
         labels=tuple(manifest.labels),
         stop=stop_defaults(manifest),
         abstain_below=manifest.stop.abstain_below,
@@ -110,16 +121,29 @@ def _check_file(path: Path, expected: File) -> None:
     if size != expected.size:
         raise Mismatch(expected.name, f"{size} bytes", f"{expected.size} bytes")
     with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        _check_hash(hashlib.file_digest(stream, "sha256").hexdigest(), expected)
+
+
+def _content(path: Path, expected: File) -> bytes:
+    """Read once, then checked: nothing can come between the check and the use."""
+    with _inside(path, expected.name).open("rb") as stream:
+        data = stream.read(expected.size + 1)
+    if len(data) != expected.size:
+        size = "more" if len(data) > expected.size else len(data)
+        raise Mismatch(expected.name, f"{size} bytes", f"{expected.size} bytes")
+    _check_hash(hashlib.sha256(data).hexdigest(), expected)
+    return data
+
+
+def _check_hash(digest: str, expected: File) -> None:
     if digest != expected.sha256:
         raise Mismatch(expected.name, f"sha256 {digest}", quote(expected.sha256, 70))
 
 
-def _start(path: Path, state: tuple[TensorSpec, ...]) -> dict[str, Array]:
+def _start(data: bytes, state: tuple[TensorSpec, ...]) -> dict[str, Array]:
     """The start value of every state tensor, and nothing else."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        values = load(data)
     except (SafetensorError, TypeError, ValueError, AttributeError, KeyError) as error:  # as datatypes numpy lacks do
         raise Mismatch(START, quote(str(error)), "a safetensors file") from error
     names = [spec.name for spec in state]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import uvloop
 
 import serving.logs
-from serving.config import ServerConfig, load_config
+from serving.config import load_config
 from serving.errors import BundleRefused
 from serving.server import Server
 
@@ -16,17 +16,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(sys.argv[1:] if argv is None else argv)
     serving.logs.configure(config.log_level, config.log_format)
     try:
-        uvloop.run(_serve(config))
+        uvloop.run(Server(config).run())
     except (BundleRefused, OSError, ValueError) as error:
         print(f"ctm-serve: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-async def _serve(config: ServerConfig) -> None:
-    server = Server(config)
-    await server.start()
-    await server.run()
 
 
 if __name__ == "__main__":

@@ -37,5 +37,9 @@ class BackendFailed(ServingError):
     """The model failed while it held this request's rows."""
 
 
+class InstallationLacks(ValueError):
+    """A package or a provider that the configuration asks for is not installed here, so that no bundle can serve."""
+
+
 class BundleRefused(Exception):
     """A bundle must not be served; the sentence names the bundle and what is wrong with it."""

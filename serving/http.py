@@ -12,11 +12,18 @@ class SidePort:
 
     Args:
         not_ready: why no request is taken now (starting, shutting down); None when they are.
+        broken: what only a restart mends; None while all is well.
     """
 
-    def __init__(self, registry: CollectorRegistry, not_ready: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        not_ready: Callable[[], str | None],
+        broken: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._registry = registry
         self._not_ready = not_ready
+        self._broken = broken
         application = web.Application()
         application.add_routes(
             [
@@ -52,7 +59,8 @@ class SidePort:
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        return web.Response(text="alive\n")
+        reason = self._broken()
+        return web.Response(text=f"{reason or 'alive'}\n", status=503 if reason else 200)
 
     async def _readyz(self, _: web.Request) -> web.Response:
         reason = self._not_ready()

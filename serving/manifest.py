@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
-from math import inf, isnan
+from math import inf, isnan, prod
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,13 @@ from protos.ctm_bundle_pb2 import TensorSpec as SpecMessage
 from serving.mismatch import Mismatch, listing, quote
 from serving.program import Program, TensorSpec
 from serving.request import StopPolicy
-from serving.tensors import DATATYPES
+from serving.tensors import DATATYPES, shape_text
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _MOST_TICKS = 1_000_000
+_MOST_DIMENSIONS = 31  # of a row; a request may have 32, the rows included
+_MOST_VALUES = 2**26  # of one tensor in one row: hundreds of times what the paper's largest models hold
 
 
 def read(path: Path) -> Manifest:
@@ -89,7 +91,10 @@ def _spec(what: str, message: SpecMessage) -> TensorSpec:
     if dtype is None:
         raise Mismatch(f"{what}, datatype", quote(message.datatype), f"one of {listing(DATATYPES)}")
     if any(size < 1 for size in message.shape):
-        raise Mismatch(f"{what}, shape", list(message.shape), "sizes of at least 1")
+        raise Mismatch(f"{what}, shape", shape_text(message.shape), "sizes of at least 1")
+    if len(message.shape) > _MOST_DIMENSIONS or prod(message.shape) > _MOST_VALUES:
+        allowed = f"at most {_MOST_VALUES} values a row, in at most {_MOST_DIMENSIONS} dimensions"
+        raise Mismatch(f"{what}, shape", shape_text(message.shape), allowed)
     minimum = message.minimum if message.HasField("minimum") else None
     maximum = message.maximum if message.HasField("maximum") else None
     if dtype.kind == "f":  # as the datatype holds it: FP32's 0.1 is above 0.1

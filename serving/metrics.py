@@ -3,11 +3,12 @@
 The engine knows none of this; it hands over a `StepReport` for each step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
 
 from serving.bundle import Bundle
 from serving.engine import StepReport
@@ -48,14 +49,18 @@ class Metrics:
     """The metrics of one process, in the registry that is handed in."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        def registered(metric: M) -> M:
+            registry.register(_WithoutCreated(metric))
+            return metric
+
         def counter(name: str, meaning: str, *labels: str) -> Counter:
-            return Counter(name, meaning, (*_MODEL, *labels), registry=registry)
+            return registered(Counter(name, meaning, (*_MODEL, *labels), registry=None))
 
         def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            return Gauge(name, meaning, (*_MODEL, *labels), registry=registry)
+            return registered(Gauge(name, meaning, (*_MODEL, *labels), registry=None))
 
         def histogram(name: str, meaning: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(name, meaning, (*_MODEL, *labels), buckets=buckets, registry=registry)
+            return registered(Histogram(name, meaning, (*_MODEL, *labels), buckets=buckets, registry=None))
 
         self.ticks_used = histogram(
             "ctm_ticks_used", "Ticks that a thought ran, by stop reason.", _TICKS, "stop_reason"
@@ -90,8 +95,11 @@ class Metrics:
         self._model(model, version).observe(report, running, waiting, num_slots)
 
     def rejected(self, model: str, version: int, error: ServingError) -> None:
-        """Count a request that was refused before it reached the engine, whose own failures stand in its reports."""
-        self._model(model, version).reject(error)
+        """Count a request that was refused before it reached the engine, whose own failures stand in its reports.
+
+        A model that is not served (the one called "", version 0, stands for them all) gets this one series.
+        """
+        self.rejections.labels(model, str(version), _reason(error)).inc()
 
     def merged(self, model: str, version: int, ticks: int) -> None:
         """Count ticks that a newer one replaced for a slow reader."""
@@ -165,11 +173,7 @@ class _Model:
         for progress in report.finished:
             self.request_ticks.observe(progress.ticks_used)
         for error in report.failures:
-            self.reject(error)
-
-    def reject(self, error: ServingError) -> None:
-        reason = next((REASONS[kind] for kind in type(error).__mro__ if kind in REASONS), REASONS[BackendFailed])
-        self.rejections[reason].inc()
+            self.rejections[_reason(error)].inc()
 
     def _end(self, ended: Ended, now: float) -> None:
         thought, reason = ended.thought, ended.reason
@@ -187,6 +191,26 @@ class _Model:
             self.abstentions.inc()
         if reason in _BY_ITSELF:
             self.ticks_saved.inc(thought.request.stop.max_ticks - ended.ticks_used)
+
+
+class _WithoutCreated(Collector):
+    """A metric without the `_created` series of its counters and histograms: no dashboard reads them, and each model
+    has as many of them as it has numbers to tell. (`disable_created_metrics` would drop them for the whole process.)"""
+
+    def __init__(self, metric: MetricWrapperBase) -> None:
+        self._metric = metric
+
+    def describe(self) -> list[Metric]:
+        return list(self._metric.describe())
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._metric.collect():
+            family.samples = [sample for sample in family.samples if sample.name != f"{family.name}_created"]
+            yield family
+
+
+def _reason(error: ServingError) -> str:
+    return next((REASONS[kind] for kind in type(error).__mro__ if kind in REASONS), REASONS[BackendFailed])
 
 
 def metrics_table() -> str:

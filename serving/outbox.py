@@ -16,11 +16,13 @@ class Outbox:
         capacity: events kept before ticks replace older ticks; a row without an unsent tick may always add one.
     """
 
-    __slots__ = ("_capacity", "_events", "_ready", "_unsent_tick", "closed")
+    __slots__ = ("_capacity", "_events", "_ready", "_unsent_tick", "abandoned", "closed")
 
     def __init__(self, capacity: int) -> None:
         self.closed = False
         """Whether the last event is in."""
+        self.abandoned = False
+        """Whether nobody wants the rest."""
         self._capacity = capacity
         self._events: list[Event] = []
         self._unsent_tick: dict[int, int] = {}  # row -> place of its newest unsent tick
@@ -45,7 +47,7 @@ class Outbox:
         """Forget what is unsent; whoever waits in `take` is told that nothing follows."""
         self._events.clear()
         self._unsent_tick.clear()
-        self.closed = True
+        self.closed = self.abandoned = True
         self._wake()
 
     async def take(self) -> list[Event]:

@@ -49,7 +49,7 @@ def stream_policy(message: pb.StreamPolicy, bundle: Bundle) -> StreamPolicy:
         if name not in known:
             raise Mismatch("stream.details", quote(name), f"of {listing(known)}")
     return StreamPolicy(
-        every=message.every if message.HasField("every") else 1,
+        every=min(message.every, bundle.tick_cap + 1) if message.HasField("every") else 1,  # beyond the cap: never
         predictions=message.predictions,
         top_k=min(message.top_k, *classes) if classes else 0,
         details=details,

@@ -7,29 +7,38 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 
 from protos import ctm_bundle_pb2 as bundle_pb2
 from protos import ctm_serving_pb2 as pb
-from protos import ctm_serving_pb2_grpc as pb_grpc
 from serving import status, wire
 from serving.errors import InvalidRequest, ServingError
 from serving.events import Event, Failure, Tick
+from serving.mismatch import quote
 from serving.models import Models, Served
 from serving.outbox import Outbox
 from serving.request import Request
 
 log = logging.getLogger(__name__)
 
+M = TypeVar("M", bound=Message)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Thinker"].full_name
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
-Submit = Callable[[pb.ThinkRequest, float], tuple[Served, Request, Outbox]]
+Flight = tuple[Served, Request, Outbox]
+Submit = Callable[[pb.ThinkRequest, float], Flight]
+
+_LOST = grpc.aio.InternalError
+"""What a write raises when nobody is left to read; ends a call as quietly as a caller who cancels."""
 
 
-class Thinker(pb_grpc.ThinkerServicer):
-    """Serves the models it is given.
+class Thinker:
+    """Serves the models it is given. A request that is no message of its kind comes in as None (see `register`).
 
     Args:
         max_rows: of one request.
@@ -50,11 +59,11 @@ class Thinker(pb_grpc.ThinkerServicer):
         self._max_rows = max_rows
         self._max_stream_requests = max_stream_requests
         self._on_refusal = on_refusal
+        self._readers: set[asyncio.Task[None]] = set()
 
-    async def Think(self, request: pb.ThinkRequest, context: ServicerContext) -> AsyncIterator[pb.ThinkEvent]:
-        asked = None
+    async def Think(self, request: pb.ThinkRequest | None, context: ServicerContext) -> None:
         try:
-            served, asked, outbox = self._submit(request, _deadline(context))
+            served, asked, outbox = self._submit(_sound(request), _deadline(context))
         except ServingError as error:
             await status.abort(context, error)
         try:
@@ -62,25 +71,30 @@ class Thinker(pb_grpc.ThinkerServicer):
                 if isinstance(last := events[-1], Failure):
                     await status.abort(context, last.error)
                 for message in _messages(asked.request_id, events, served):
-                    yield message
-        finally:  # whichever way the call ends, and CancelledError goes on from here
+                    await context.write(message)
+        except _LOST:
+            log.debug("caller lost", extra={"request_id": asked.request_id})
+        finally:  # whichever way the call ends; an abort or a CancelledError goes on from here
             served.runner.cancel(asked)
 
-    async def ThinkStream(  # type: ignore[override]  # the generated base knows no handlers that write
-        self, request_iterator: AsyncIterator[pb.ThinkCommand], context: ServicerContext
+    async def ThinkStream(
+        self, request_iterator: AsyncIterator[pb.ThinkCommand | None], context: ServicerContext
     ) -> None:
         call = _StreamCall(self._submit, context, self._max_stream_requests)
-        async with asyncio.TaskGroup() as tasks:
-            async for command in request_iterator:
-                match command.WhichOneof("command"):
-                    case "think":
-                        await call.think(command.think, tasks)
-                    case "cancel":
-                        call.cancel(command.cancel.request_id)
-                    case _:
-                        await call.fail("", InvalidRequest("a command is think or cancel; got neither"))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reader = tasks.create_task(call.read(request_iterator, tasks))
+                self._readers.add(reader)
+                reader.add_done_callback(self._readers.discard)
+        except* _LOST:
+            log.debug("caller of a stream lost")
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: ServicerContext) -> pb.ListModelsResponse:
+    def hang_up(self) -> None:
+        """Read no more commands: every ThinkStream call ends when what it runs has been answered."""
+        for reader in self._readers:
+            reader.cancel()
+
+    async def ListModels(self, request: pb.ListModelsRequest | None, context: ServicerContext) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(
             models=[
                 pb.ModelInfo(
@@ -96,13 +110,14 @@ class Thinker(pb_grpc.ThinkerServicer):
             ]
         )
 
-    async def GetModel(self, request: pb.GetModelRequest, context: ServicerContext) -> bundle_pb2.Manifest:
+    async def GetModel(self, request: pb.GetModelRequest | None, context: ServicerContext) -> bundle_pb2.Manifest:
         try:
-            return self._models.find(request.model, request.version).bundle.manifest
+            wanted = _sound(request)
+            return self._models.find(wanted.model, wanted.version).bundle.manifest
         except ServingError as error:
             await status.abort(context, error)
 
-    def _submit(self, message: pb.ThinkRequest, call_deadline: float) -> tuple[Served, Request, Outbox]:
+    def _submit(self, message: pb.ThinkRequest, call_deadline: float) -> Flight:
         name, version = "", 0
         try:
             served = self._models.find(message.model, message.version)
@@ -125,51 +140,105 @@ class _StreamCall:
     def __init__(self, submit: Submit, context: ServicerContext, max_requests: int) -> None:
         self._submit, self._context = submit, context
         self._room = asyncio.Semaphore(max_requests)
-        self._in_flight: dict[str, tuple[Served, Request, Outbox]] = {}
+        self._in_flight: dict[str, Flight] = {}
         self._writing = asyncio.Lock()  # gRPC takes one message at a time
 
-    async def think(self, message: pb.ThinkRequest, tasks: asyncio.TaskGroup) -> None:
+    async def read(self, commands: AsyncIterator[pb.ThinkCommand | None], tasks: asyncio.TaskGroup) -> None:
+        """Carry out commands until the caller has no more."""
+        async for command in commands:
+            kind = command.WhichOneof("command") if command is not None else None
+            if command is None or kind is None:
+                await self._fail("", InvalidRequest("got a command of no kind, expected think or cancel"))
+            elif kind == "think":
+                await self._think(command.think, tasks)
+            else:
+                self._cancel(command.cancel.request_id)
+
+    async def _think(self, message: pb.ThinkRequest, tasks: asyncio.TaskGroup) -> None:
         """Begin a request; a task of its own writes its events as they come."""
         request_id = message.request_id
         if not request_id:
-            return await self.fail("", InvalidRequest("a request on ThinkStream needs a request_id; got an empty one"))
+            return await self._fail("", InvalidRequest("a request on ThinkStream needs a request_id; got an empty one"))
         if request_id in self._in_flight:
-            return await self.fail(request_id, InvalidRequest(f"request_id {request_id!r} is in flight on this call"))
+            wrong = InvalidRequest(f"request_id {quote(request_id)} is in flight on this call")
+            return await self._fail(request_id, wrong)
         await self._room.acquire()
         try:
             flight = self._submit(message, _deadline(self._context))
         except ServingError as error:
             self._room.release()
-            return await self.fail(request_id, error)
+            return await self._fail(request_id, error)
         self._in_flight[request_id] = flight
         # A callback, not a `finally` in the task: a task cancelled before its first breath runs none of its code.
         tasks.create_task(self._pump(*flight)).add_done_callback(lambda _: self._land(flight))
         return None
 
-    def cancel(self, request_id: str) -> None:
+    def _cancel(self, request_id: str) -> None:
         """Cancel one request; one that has ended, or never was, is left alone: the two messages may have crossed."""
-        if (flight := self._in_flight.get(request_id)) is not None:
+        if (flight := self._in_flight.pop(request_id, None)) is not None:
             served, asked, outbox = flight
             served.runner.cancel(asked)
             outbox.abandon()
 
-    async def fail(self, request_id: str, error: ServingError) -> None:
-        await self._write(pb.ThinkEvent(request_id=request_id, failure=wire.failure(error)))
+    async def _fail(self, request_id: str, error: ServingError) -> None:
+        # A long id is cut short: echoed whole, it could make the answer larger than a message may be.
+        await self._write(pb.ThinkEvent(request_id=request_id[: wire.LONGEST_ID], failure=wire.failure(error)))
 
     async def _pump(self, served: Served, asked: Request, outbox: Outbox) -> None:
         while events := await outbox.take():
             for message in _messages(asked.request_id, events, served):
-                await self._write(message)
+                async with self._writing:
+                    if outbox.abandoned:  # while this waited for its turn
+                        return
+                    await self._context.write(message)
 
-    def _land(self, flight: tuple[Served, Request, Outbox]) -> None:
+    def _land(self, flight: Flight) -> None:
         served, asked, _ = flight
         served.runner.cancel(asked)
-        self._in_flight.pop(asked.request_id, None)
+        if self._in_flight.get(asked.request_id) is flight:  # else cancelled, and the id perhaps in use again
+            del self._in_flight[asked.request_id]
         self._room.release()
 
     async def _write(self, message: pb.ThinkEvent) -> None:
         async with self._writing:
             await self._context.write(message)
+
+
+def register(thinker: Thinker, server: grpc.aio.Server) -> None:
+    """Add the service to a server.
+
+    As the generated function does, but bytes that are no message reach the method as None, so that it can say so:
+    gRPC's own answer is UNKNOWN, and a traceback in the log for whatever a stranger sends.
+    """
+    add = {
+        "Think": (grpc.unary_stream_rpc_method_handler, pb.ThinkRequest),
+        "ThinkStream": (grpc.stream_stream_rpc_method_handler, pb.ThinkCommand),
+        "ListModels": (grpc.unary_unary_rpc_method_handler, pb.ListModelsRequest),
+        "GetModel": (grpc.unary_unary_rpc_method_handler, pb.GetModelRequest),
+    }
+    handlers: dict[str, Any] = {
+        name: handler(
+            getattr(thinker, name),
+            request_deserializer=partial(_parse, kind),
+            response_serializer=lambda message: message.SerializeToString(),
+        )
+        for name, (handler, kind) in add.items()
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def _parse(kind: type[M], data: bytes) -> M | None:
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        return None
+
+
+def _sound(request: M | None) -> M:
+    """The request, once it is known to be one."""
+    if request is None:
+        raise InvalidRequest("got bytes that are not a message of this method, expected one of its .proto file")
+    return request
 
 
 def _deadline(context: ServicerContext) -> float:

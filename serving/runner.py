@@ -92,8 +92,12 @@ class Runner:
             await asyncio.wait_for(self._empty.wait(), grace_seconds)
         except TimeoutError:
             log.warning("grace is over", extra={"model": self._name, "requests": len(self._outboxes)})
-            self._command(self.engine.end_all)
+            self.end_all()
             await self._empty.wait()
+
+    def end_all(self) -> None:
+        """End what runs and waits with its best answers so far, now."""
+        self._command(self.engine.end_all)
 
     async def close(self) -> None:
         """End the thread after the tick that it is in."""

@@ -16,8 +16,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from protos import ctm_serving_pb2 as pb
-from protos import ctm_serving_pb2_grpc as pb_grpc
+from serving.backends.base import Backend
 from serving.backends.load import load_backend
 from serving.config import ServerConfig
 from serving.engine import Engine, StepReport
@@ -25,14 +24,13 @@ from serving.errors import BundleRefused
 from serving.http import SidePort
 from serving.metrics import Metrics
 from serving.models import Models, Served
-from serving.rpc import Thinker
+from serving.rpc import SERVICE, Thinker, register
 from serving.runner import Runner
 from serving.scheduler import Scheduler
 from serving.store import Bundle, scan
 
 log = logging.getLogger(__name__)
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Thinker"].full_name
 _HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _LAST_CALLS_SECONDS = 5.0  # for what the drain has answered to reach its readers
 
@@ -53,19 +51,21 @@ class Server:
         self._registry = registry or _process_registry()
         self._metrics = Metrics(self._registry)
         self._not_ready: str | None = "starting"
+        self._broken: str | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._http = SidePort(self._registry, lambda: self._not_ready, lambda: self._broken)
         self._health = health.HealthServicer()
         self._stop = asyncio.Event()
 
     async def start(self) -> None:
-        """Load every model, then open the ports.
+        """Open the HTTP port, load every model, then open the gRPC port.
 
         Raises:
             BundleRefused: no bundle of the store may serve, or none of a model that the configuration names.
             OSError: a port is taken.
         """
-        self._http = SidePort(self._registry, lambda: self._not_ready)
         self.http_port = await self._http.start(self.config.http_address)
-        self._load_models()
+        await self._load_models()
         self._grpc = self._make_grpc()
         await self._grpc.start()
         for served in self.models:
@@ -76,10 +76,11 @@ class Server:
         log.info("serving", extra={"address": self._bound_address(), "http_port": self.http_port})
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain."""
+        """Start, and serve until SIGTERM or SIGINT; then drain. A second signal ends the grace at once."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._on_signal)
+        await self.start()
         await self._stop.wait()
         await self.drain()
 
@@ -91,20 +92,32 @@ class Server:
         log.info("draining", extra={"grace_seconds": self.config.grace_seconds})
         runners = [served.runner for served in self.models]
         await asyncio.gather(*(runner.drain(self.config.grace_seconds) for runner in runners))
+        self._thinker.hang_up()
         await self._grpc.stop(_LAST_CALLS_SECONDS)
         await asyncio.gather(*(runner.close() for runner in runners))
         await self._http.stop()
         log.info("stopped", extra={"seconds": round(time.monotonic() - begin, 3)})
 
-    def _load_models(self) -> None:
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            for served in self.models:
+                served.runner.end_all()
+        self._stop.set()
+
+    async def _load_models(self) -> None:
         """Serve every sound bundle; the others are reported, and keep no other from being served."""
         config = self.config
-        bundles, refused = scan(config.store, config.version_policy, config.models)
+        bundles, refused = await asyncio.to_thread(scan, config.store, config.version_policy, config.models)
         for bundle in bundles:
+            begin = time.monotonic()
             try:
-                self.models.add(self._serve(bundle))
+                backend = await asyncio.to_thread(load_backend, bundle, config.backend, config.engine)
             except BundleRefused as refusal:
                 refused.append(refusal)
+                continue
+            self.models.add(self._serve(bundle, backend))
+            seconds = round(time.monotonic() - begin, 3)
+            log.info("model ready", extra={"model": bundle.name, "version": bundle.version, "seconds": seconds})
         for error in refused:
             log.error("bundle refused", extra={"reason": str(error)})
         missing = sorted(set(config.models) - {served.bundle.name for served in self.models})
@@ -113,10 +126,8 @@ class Server:
         if not list(self.models):
             raise BundleRefused(f"store {config.store} has no bundle that may serve")
 
-    def _serve(self, bundle: Bundle) -> Served:
+    def _serve(self, bundle: Bundle, backend: Backend) -> Served:
         config = self.config
-        begin = time.monotonic()
-        backend = load_backend(bundle, config.backend, config.engine)
         scheduler = Scheduler(
             num_slots=config.engine.num_slots,
             max_waiting=config.engine.max_waiting,
@@ -137,8 +148,6 @@ class Server:
             outbox_capacity=config.stream_buffer,
         )
         self._metrics.model_info(bundle, config.backend.kind)
-        seconds = round(time.monotonic() - begin, 3)
-        log.info("model ready", extra={"model": bundle.name, "version": bundle.version, "seconds": seconds})
         return Served(bundle, runner, config.backend.kind)
 
     def _make_grpc(self) -> grpc.aio.Server:
@@ -148,6 +157,9 @@ class Server:
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", config.max_message_bytes),
                 ("grpc.so_reuseport", 0),
+                # Above what is let in: else gRPC turns a burst of calls away itself, with a bare CANCELLED.
+                ("grpc.server.max_pending_requests", 2 * config.max_concurrent_calls),
+                ("grpc.server.max_pending_requests_hard_limit", 4 * config.max_concurrent_calls),
                 # A client that vanished without a word is noticed by its missing pings, and its slots come free.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
@@ -155,13 +167,13 @@ class Server:
             maximum_concurrent_rpcs=config.max_concurrent_calls,
         )
         engine = config.engine
-        thinker = Thinker(
+        self._thinker = Thinker(
             self.models,
             max_rows=engine.max_rows,
             max_stream_requests=engine.max_waiting + engine.num_slots,
             on_refusal=self._metrics.rejected,
         )
-        pb_grpc.add_ThinkerServicer_to_server(thinker, server)
+        register(self._thinker, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if config.reflection:
             reflection.enable_server_reflection((SERVICE, _HEALTH_SERVICE, reflection.SERVICE_NAME), server)
@@ -186,8 +198,12 @@ class Server:
             self._metrics.merged(bundle.name, bundle.version, merged)
 
     def _mark_dead(self, bundle: Bundle) -> None:
-        self._not_ready = f"the engine of {bundle.name} has failed"
-        asyncio.get_running_loop().create_task(self._set_health(bundle.name, serving=False))
+        """An engine broke an invariant of its own. The others serve on until somebody restarts the process."""
+        self._broken = self._not_ready = f"the engine of {bundle} has failed"
+        for name in (bundle.name, "", SERVICE):
+            task = asyncio.get_running_loop().create_task(self._set_health(name, serving=False))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
 
 def _process_registry() -> CollectorRegistry:

@@ -34,12 +34,21 @@ def find(root: Path) -> tuple[dict[str, dict[int, Path]], list[BundleRefused]]:
     Nothing is opened; a folder is a bundle once `load_bundle` says so.
     """
     try:
-        folders = sorted(path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir())
-        models = {folder.name: _versions(folder) for folder in folders}
+        folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     except OSError as error:
         return {}, [BundleRefused(f"store {root}: got {error.strerror}, expected a folder")]
-    refused = [error for _, misnamed in models.values() for error in misnamed]
-    return {name: versions for name, (versions, _) in models.items() if versions}, refused
+    models: dict[str, dict[int, Path]] = {}
+    refused: list[BundleRefused] = []
+    for folder in folders:
+        try:
+            versions, misnamed = _versions(folder) if folder.is_dir() else ({}, [])
+        except OSError as error:
+            refused.append(BundleRefused(f"model {folder.name} in {root}: got {error.strerror}, expected a folder"))
+            continue
+        refused += misnamed
+        if versions:
+            models[folder.name] = versions
+    return models, refused
 
 
 def scan(

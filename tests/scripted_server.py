@@ -20,7 +20,7 @@ from serving.engine import Engine, StepReport
 from serving.errors import ServingError
 from serving.models import Models, Served
 from serving.request import StopPolicy
-from serving.rpc import Thinker
+from serving.rpc import Thinker, register
 from serving.runner import Runner
 from serving.scheduler import Scheduler
 from serving.tensors import tensor_message
@@ -47,6 +47,8 @@ class ScriptedServer:
     runner: Runner
     reports: list[tuple[StepReport, int]]
     refusals: list[tuple[str, int, ServingError]]
+    thinker: Thinker
+    address: str
 
     @property
     def merged(self) -> int:
@@ -86,13 +88,13 @@ async def scripted_server(
         max_stream_requests=max_stream_requests,
         on_refusal=lambda name, version, error: refusals.append((name, version, error)),
     )
-    pb_grpc.add_ThinkerServicer_to_server(thinker, server)
+    register(thinker, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub: Any = pb_grpc.ThinkerStub(channel)
-            yield ScriptedServer(stub, backend, runner, reports, refusals)
+            yield ScriptedServer(stub, backend, runner, reports, refusals, thinker, f"127.0.0.1:{port}")
     finally:
         await server.stop(0)
         await runner.close()

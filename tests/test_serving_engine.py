@@ -340,6 +340,57 @@ class TestDeadline:
         assert given.stop_reason is StopReason.DEADLINE
 
 
+class TestSlowSteps:
+    """A backend whose ticks take time by the engine's own clock."""
+
+    def engine(self, clock: Clock, seconds: list[float]) -> Engine:
+        class Slow(ScriptedBackend):
+            def _tick(self, rows, side, details):
+                super()._tick(rows, side, details)
+                clock.now += seconds.pop(0) if len(seconds) > 1 else seconds[0]
+
+        scheduler = Scheduler(num_slots=2, max_waiting=8, admissions_per_plan=8)
+        return Engine(Slow(2), scheduler, clock=clock, deadline_margin_seconds=0.02)
+
+    def test_one_slow_tick_does_not_shut_short_deadlines_out(self):
+        clock = Clock()
+        engine = self.engine(clock, [2.0, 0.001])
+        run(engine, request(script([0.1]), max_ticks=1))
+        used = []
+        for _ in range(40):
+            *_, given, _ = run(
+                engine, request(script([0.95]), certainty_threshold=0.9, deadline=clock.now + 1.0)
+            ).popitem()[1]
+            used.append((given.stop_reason, given.ticks_used))
+        assert {ticks for _, ticks in used} == {1}, "each has its tick, whatever the last slow one took"
+        late = request(script(RISING), certainty_threshold=0.9, deadline=clock.now + 1.0)
+        assert run(engine, late)[late][0].stop_reason is StopReason.CERTAIN, "and the slow one is forgotten"
+
+    def test_a_deadline_within_the_margin_still_gets_one_tick(self):
+        clock = Clock()
+        engine = self.engine(clock, [0.001])
+        asked = request(script(RISING), deadline=clock.now + 0.005)
+        given, _ = run(engine, asked)[asked]
+        assert (given.stop_reason, given.ticks_used) == (StopReason.DEADLINE, 1)
+
+    def test_a_deadline_that_has_passed_gets_none(self):
+        clock = Clock()
+        clock.now = 5.0
+        engine = self.engine(clock, [0.001])
+        asked = request(script(RISING), deadline=4.0)
+        (failure,) = run(engine, asked)[asked]
+        assert isinstance(failure.error, DeadlineExceeded)
+        assert engine.backend.num_ticks == 0
+
+    def test_waiting_rows_answer_with_the_running_rows_of_their_request(self):
+        clock = Clock()
+        engine = self.engine(clock, [0.1])
+        asked = request(*[script([0.1])] * 4, deadline=0.5)
+        events = run(engine, asked)[asked]
+        assert clock.now < 0.5, "the whole request is answered in time, not only the rows that run"
+        assert [event.ticks_used for event in events[:-1]].count(0) == 2
+
+
 def test_cancelling_frees_the_slot_before_the_next_tick():
     engine = make_engine(num_slots=1)
     leaver, waiter = request(script([0.1])), request(script([0.95]), certainty_threshold=0.9)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 import time
 from contextlib import aclosing
 from typing import Any
@@ -159,6 +160,52 @@ async def test_bad_requests_are_refused_with_what_was_met_and_expected(request_,
         assert [refusal[:2] for refusal in server.refusals] == [("script", 1) if code is INVALID else ("", 0)]
 
 
+@pytest.mark.parametrize("every", [2**31, 2**32 - 1])
+async def test_ticks_sent_so_rarely_that_none_ever_is_harm_nobody(every):
+    async with scripted_server() as server:
+        got = await events(server, think(SLOW, stream=pb.StreamPolicy(every=every)))
+        assert [event.WhichOneof("event") for event in got] == ["answer", "summary"]
+        assert (await events(server, think(SURE)))[-1].HasField("summary")
+
+
+@pytest.mark.parametrize("method", ["Think", "ThinkStream", "GetModel"])
+async def test_bytes_that_are_no_message_are_an_invalid_argument(method, caplog):
+    async with scripted_server() as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            path = f"/ctm.serving.v1.Thinker/{method}"
+            if method == "ThinkStream":
+                stream = channel.stream_stream(path, None, pb.ThinkEvent.FromString)(iter([b"\xff\xff"]))
+                assert [event.failure.code async for event in stream] == [pb.INVALID_ARGUMENT]
+            else:
+                ask = channel.unary_stream if method == "Think" else channel.unary_unary
+                assert await ask(path, None, None)(b"\xff\xff").code() is INVALID
+        assert (await events(server, think(SURE)))[-1].HasField("summary")
+    assert not caplog.records, "what a stranger sends is no news"
+
+
+async def test_a_client_that_is_killed_while_it_is_written_to_frees_its_slots(caplog):
+    """A process of its own, killed without a goodbye."""
+    code = (
+        "import sys, grpc\n"
+        "from protos import ctm_serving_pb2 as pb, ctm_serving_pb2_grpc as pb_grpc\n"
+        "request = pb.ThinkRequest.FromString(bytes.fromhex(sys.argv[2]))\n"
+        "stub = pb_grpc.ThinkerStub(grpc.insecure_channel(sys.argv[1]))\n"
+        "commands = iter([pb.ThinkCommand(think=request)])\n"
+        "calls = stub.Think(request), stub.ThinkStream(commands)\n"
+        "print(next(calls[0]).request_id, next(calls[1]).request_id, flush=True)\n"
+        "import time; time.sleep(60)\n"
+    )
+    async with scripted_server(seconds_per_tick=0.1) as server:
+        message = think(*[SLOW] * 3, request_id="mine").SerializeToString().hex()
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, server.address, message, stdout=-1)
+        assert await process.stdout.readline() == b"mine mine\n"
+        process.kill()
+        await process.wait()
+        await until(lambda: server.ended().count("CANCELLED") == 6)
+        assert server.runner.engine.idle
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_full_queue_says_when_to_come_back():
     async with scripted_server(num_slots=1, max_waiting=2, seconds_per_tick=0.05) as server:
         running = asyncio.ensure_future(events(server, think(SLOW)))
@@ -236,7 +283,7 @@ async def test_leaving_frees_the_slot_before_the_next_tick():
         call.cancel()
         await until(lambda: "CANCELLED" in server.ended())
         cancelled = next(end for report, _ in server.reports for end in report.ended if end.reason.name == "CANCELLED")
-        assert cancelled.ticks_used <= 3
+        assert cancelled.ticks_used <= 3, "the news travels for a tick or two; the engine's own test counts exactly"
         assert (await events(server, think(SURE)))[-2].answer.stop_reason == pb.CERTAIN
         assert server.runner.engine.idle
 
@@ -337,6 +384,46 @@ class TestStream:
         assert kinds.count("answer") == 1
         assert got["a"][-2].answer.stop_reason == pb.CERTAIN
         assert "CANCELLED" in server.ended()
+
+    async def test_an_absurd_id_fails_alone(self):
+        async with scripted_server() as server:
+            call = server.stub.ThinkStream()
+            long = pb.ThinkCommand(think=think(SURE, request_id="x" * 1_000_000))
+            await self.send(call, long, pb.ThinkCommand(think=think(SURE, request_id="b")))
+            await call.done_writing()
+            got = await self.collect(call)
+        assert got["x" * 256][0].failure.code == pb.INVALID_ARGUMENT
+        assert got["b"][-1].HasField("summary")
+
+    async def test_the_id_of_a_cancelled_request_is_free_at_once_even_for_a_slow_reader(self):
+        async with scripted_server(num_slots=1, seconds_per_tick=0.02) as server:
+            call = server.stub.ThinkStream()
+            for _ in range(20):
+                await self.send(
+                    call,
+                    pb.ThinkCommand(think=think(SLOW, request_id="a")),
+                    pb.ThinkCommand(cancel=pb.Cancel(request_id="a")),
+                )
+            await self.send(call, pb.ThinkCommand(think=think(SURE, request_id="a")))
+            await call.done_writing()
+            got = await self.collect(call)
+        assert not [event for event in got["a"] if event.HasField("failure")]
+        assert got["a"][-2].answer.stop_reason == pb.CERTAIN
+
+    async def test_an_idle_call_ends_when_the_server_hangs_up_and_a_running_one_is_answered_first(self):
+        async with scripted_server(seconds_per_tick=0.02) as server:
+            idle, busy = server.stub.ThinkStream(), server.stub.ThinkStream()
+            await self.send(busy, pb.ThinkCommand(think=think(SLOW, request_id="a")))
+            await busy.read()
+            await self.send(idle, pb.ThinkCommand(think=think(SURE, request_id="b")))
+            await self.collect_one(idle)
+            server.thinker.hang_up()
+            assert await idle.read() is grpc.aio.EOF
+            assert (await self.collect(busy))["a"][-1].HasField("summary")
+
+    async def collect_one(self, call: Any) -> None:
+        while not (await call.read()).HasField("summary"):
+            pass
 
     async def test_leaving_the_call_cancels_everything_on_it(self):
         async with scripted_server(num_slots=2, seconds_per_tick=0.05) as server:

@@ -141,6 +141,17 @@ def test_thoughts_are_admitted_by_priority_then_deadline_then_arrival(asked):
     assert order == sorted(range(len(asked)), key=lambda k: (-asked[k][0], asked[k][1], k))
 
 
+def test_heaps_forget_thoughts_that_ended_long_before_their_deadline():
+    scheduler = Scheduler(num_slots=4, max_waiting=64, admissions_per_plan=4)
+    for _ in range(5_000):
+        scheduler.submit(request(ROW, deadline=1e9, max_ticks=1))
+        plan = scheduler.plan(0.0)
+        scheduler.record(np.zeros(plan.num_running, np.float32), np.ones(plan.num_running, bool))
+    assert scheduler.idle
+    assert len(scheduler._waiting.deadlines) < 100
+    assert not scheduler._begun
+
+
 def test_heaps_forget_cancelled_thoughts():
     scheduler = Scheduler(num_slots=1, max_waiting=10_000, admissions_per_plan=1)
     stays = request(ROW, deadline=9e9)

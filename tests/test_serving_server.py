@@ -4,6 +4,8 @@ import asyncio
 import json
 import shutil
 import signal
+import socket
+import time
 from pathlib import Path
 
 import aiohttp
@@ -16,6 +18,8 @@ from served import launch, served
 
 from protos import ctm_serving_pb2 as pb
 from protos import ctm_serving_pb2_grpc as pb_grpc
+from serving.server import Server
+from serving.settings import ServerConfig
 from serving.tensors import tensor_message
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -99,6 +103,89 @@ async def test_sigterm_lets_running_thoughts_finish_and_turns_new_ones_away(tiny
         assert await server.stop() == 0
 
 
+async def test_a_second_signal_ends_the_grace_at_once(tiny_store):
+    never = pb.StopPolicy(disabled=[pb.CERTAIN], max_ticks=16)
+    quiet = pb.StreamPolicy(every=0)
+    slow = ("--grace-seconds", "300", "--engine.num-slots", "2", "--engine.max-waiting", "60000")
+    async with served(tiny_store, *slow) as server, grpc.aio.insecure_channel(server.address) as channel:
+        call = pb_grpc.ThinkerStub(channel).ThinkStream()
+        for k in range(200):
+            await call.write(pb.ThinkCommand(think=think(rows=256, request_id=str(k), stop=never, stream=quiet)))
+        await call.write(pb.ThinkCommand())
+        while not (await call.read()).HasField("failure"):
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        kinds = {"summary": 0, "failure": 0}
+        while (event := await call.read()) is not grpc.aio.EOF:
+            kind = event.WhichOneof("event")
+            kinds[kind] = kinds.get(kind, 0) + 1
+            if kind == "failure":
+                assert event.failure.code == pb.UNAVAILABLE
+        assert kinds["failure"] > 0, "what had not run is turned away"
+        assert await server.stop() == 0
+        assert time.monotonic() - begin < 30
+
+
+async def test_a_burst_of_calls_is_served_and_not_cut_off(tiny_store):
+    async with served(tiny_store, "--engine.max-waiting", "4096") as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            stub, asked = pb_grpc.ThinkerStub(channel), think(stream=pb.StreamPolicy(every=0))
+            counts = await asyncio.gather(*(answers(stub, asked) for _ in range(2_000)))
+        assert [len(got) for got in counts] == [1] * 2_000
+
+
+async def test_the_side_port_says_starting_while_models_load(tiny_store, tmp_path):
+    store = tmp_path / "store"
+    for version in range(1, 41):
+        copy_as(tiny_store / "tiny" / "1", store / "tiny" / str(version))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = await launch("--store", store, "--version-policy", "all", "--http-address", f"127.0.0.1:{port}")
+    seen = []
+    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
+        while "ready" not in seen:
+            try:
+                async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
+                    seen.append((await response.text()).strip())
+            except aiohttp.ClientConnectionError:
+                await asyncio.sleep(0.005)
+    process.terminate()
+    await process.communicate()
+    assert seen[0] == "starting"
+    assert process.returncode == 0
+
+
+async def test_an_engine_that_died_makes_the_process_unhealthy_but_not_its_other_models(tiny_store, tmp_path):
+    store = tmp_path / "store"
+    for name in ("tiny", "other"):
+        copy_as(tiny_store / "tiny" / "1", store / name / "1")
+    server = Server(ServerConfig(address="127.0.0.1:0", http_address="127.0.0.1:0", store=store))
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub, health = pb_grpc.ThinkerStub(channel), health_pb2_grpc.HealthStub(channel)
+            server.models.find("tiny", 0).runner.engine.scheduler.record = None  # an invariant of ours, broken
+            with pytest.raises(grpc.aio.AioRpcError, match="engine has failed"):
+                await answers(stub, think())
+            assert len(await answers(stub, think(model="other"))) == 1
+            status = {
+                name: (await health.Check(health_pb2.HealthCheckRequest(service=name))).status
+                for name in ("", "tiny", "other")
+            }
+            assert status == {"": NOT_SERVING, "tiny": NOT_SERVING, "other": SERVING}
+            for page in ("healthz", "readyz"):
+                assert await get(f"http://127.0.0.1:{server.http_port}/{page}") == (
+                    503,
+                    "the engine of tiny/1 has failed\n",
+                )
+    finally:
+        await server.drain()
+
+
 async def test_several_models_and_versions_serve_and_bad_bundles_are_refused_by_name(tiny_store, tmp_path):
     store = tmp_path / "store"
     good = tiny_store / "tiny" / "1"
@@ -175,5 +262,5 @@ async def test_every_backend_thinks_the_same(tiny_store, kind):
         )
         assert one.certainty == pytest.approx(other.certainty, abs=1e-5)
         np.testing.assert_allclose(
-            np.frombuffer(one.prediction.data, "<f4"), np.frombuffer(other.prediction.data, "<f4"), atol=1e-4
+            np.frombuffer(one.prediction.data, "<f4"), np.frombuffer(other.prediction.data, "<f4"), rtol=1e-5, atol=1e-5
         )

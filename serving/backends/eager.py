@@ -4,7 +4,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from ctm.config import CTMConfig
 from ctm.model import CTM
@@ -31,7 +31,7 @@ def load_eager(bundle: Bundle) -> tuple[Graph, Graph]:
     except (ValueError, TypeError) as error:
         raise Mismatch("manifest.json: config", quote(str(error), 300), "a CTM's configuration") from error
     try:
-        model.load_state_dict(load_file(bundle.path / WEIGHTS), strict=True)
+        model.load_state_dict(load(bundle.read(WEIGHTS)), strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise Mismatch(WEIGHTS, quote(str(error), 300), "the weights of the manifest's configuration") from error
     return Encode(model).eval(), Tick(model.eval(), bundle.tick_cap).eval()

@@ -1,11 +1,10 @@
 """From a checked bundle to a backend that is ready to tick."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from serving.backends.base import Backend
 from serving.bundle import Bundle
-from serving.errors import BundleRefused
+from serving.errors import BundleRefused, InstallationLacks
 from serving.mismatch import Mismatch, listing, quote
 from serving.settings import BackendConfig, EngineConfig
 
@@ -15,7 +14,7 @@ def load_backend(bundle: Bundle, config: BackendConfig, engine: EngineConfig) ->
 
     Raises:
         BundleRefused: the bundle lacks what this runtime needs, or its graphs are not what its manifest says.
-        ValueError: this installation lacks what the configuration asks for, so that no bundle can be served.
+        InstallationLacks: what the configuration asks for is not there, so that no bundle can be served.
     """
     loaders: dict[str, Callable[[Bundle, BackendConfig, EngineConfig], Backend]] = {
         "onnx": _load_onnx,
@@ -26,11 +25,15 @@ def load_backend(bundle: Bundle, config: BackendConfig, engine: EngineConfig) ->
     try:
         return _warm(loaders[config.kind](bundle, config, engine))
     except ImportError as error:
-        raise ValueError(f"backend.kind {config.kind}: {error.name} is not installed (see the extras)") from error
-    except Mismatch as error:
-        raise BundleRefused(f"{where}: {error}") from error
-    except ValueError:
+        missing = f"backend.kind {config.kind}: {error.name} is not installed (see the extras)"
+        raise InstallationLacks(missing) from error
+    except InstallationLacks:
         raise
+    except (Mismatch, OSError) as error:
+        raise BundleRefused(f"{where}: {error}") from error
+    except MemoryError as error:
+        expected = f"a program of which {engine.num_slots} slots fit in memory"
+        raise BundleRefused(f"{where}: got {quote(str(error), 300)}, expected {expected}") from error
     except Exception as error:  # whatever a runtime throws at a graph that it cannot run
         raise BundleRefused(
             f"{where}: got {quote(str(error), 300)}, expected graphs that {config.kind} runs"
@@ -76,9 +79,9 @@ def _load_eager(bundle: Bundle, _: BackendConfig, engine: EngineConfig) -> Backe
     return backend
 
 
-def _graphs(bundle: Bundle, kind: str) -> dict[str, Path]:
+def _graphs(bundle: Bundle, kind: str) -> dict[str, bytes]:
     graphs = bundle.graphs(kind)
     if not graphs:
         there = [artefact.backend for artefact in bundle.manifest.artefacts]
         raise Mismatch("manifest.json: artefacts", listing(there), f"one for {kind}")
-    return graphs
+    return {function: bundle.read(path.name) for function, path in graphs.items()}

@@ -1,12 +1,13 @@
 """The default backend: a bundle's ONNX graphs in ONNX Runtime, on the CPU or wherever its providers run."""
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import onnxruntime as ort
 
 from serving.backends.base import Backend
 from serving.backends.onnx_graphs import check_graphs
+from serving.errors import InstallationLacks
 from serving.program import Program
 from serving.request import Array
 
@@ -17,21 +18,21 @@ class OnnxRuntimeBackend(Backend):
     On another provider than the CPU the same bindings hold, and the runtime carries the state to it and back each tick.
 
     Args:
-        graphs: paths of the `encode` and `tick` graphs.
+        graphs: the `encode` and `tick` graphs, serialised; with their weights inside, since no file is opened.
         providers: execution providers in order of preference, by ONNX Runtime's names.
         intra_op_threads: threads inside one graph; 0 leaves it to the runtime.
         spin: whether idle threads burn cycles while they wait for work. Faster where cores are plenty; on few cores
             they take them from the event loop.
 
     Raises:
-        ValueError: this installation lacks a provider.
+        InstallationLacks: a provider is not there, or does not start.
         Mismatch: the graphs are not the program's.
     """
 
     def __init__(
         self,
         program: Program,
-        graphs: Mapping[str, Path],
+        graphs: Mapping[str, bytes],
         num_slots: int,
         max_admissions: int,
         *,
@@ -39,22 +40,27 @@ class OnnxRuntimeBackend(Backend):
         intra_op_threads: int = 0,
         spin: bool = False,
     ) -> None:
-        super().__init__(program, num_slots, max_admissions)
         missing = [name for name in providers if name not in ort.get_available_providers()]
         if missing:
             available = ", ".join(ort.get_available_providers())
-            raise ValueError(f"ONNX Runtime has no {', '.join(missing)}; this installation has {available}")
+            raise InstallationLacks(f"ONNX Runtime has no {', '.join(missing)}; this installation has {available}")
+        super().__init__(program, num_slots, max_admissions)
         options = ort.SessionOptions()
         options.intra_op_num_threads = intra_op_threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        # Weights in files beside a graph have no hash. A graph from bytes would look for them in the working directory;
+        # where no folder can be, it finds none and is refused.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         sessions = {
-            name: ort.InferenceSession(str(path), options, providers=list(providers)) for name, path in graphs.items()
+            name: ort.InferenceSession(graph, options, providers=list(providers)) for name, graph in graphs.items()
         }
+        for session in sessions.values():
+            session._model_bytes = b""  # it would keep them for good, to start anew on other providers
         self._encoder, self._ticker = sessions["encode"], sessions["tick"]
         if (first := providers[0]) not in (running := self._ticker.get_providers()):
             # The runtime falls back without a word when a provider's own libraries are missing.
-            raise ValueError(f"ONNX Runtime cannot start {first}; what starts is {', '.join(running)}")
+            raise InstallationLacks(f"ONNX Runtime cannot start {first}; what starts is {', '.join(running)}")
         check_graphs(program, self._encoder, self._ticker)
         self._bindings: dict[tuple[int, int, bool], ort.IOBinding] = {}
 

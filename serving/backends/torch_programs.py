@@ -3,9 +3,9 @@
 The only files of the server that import torch; they are imported when such a backend is asked for.
 """
 
+import io
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 
@@ -60,9 +60,12 @@ class TorchBackend(Backend):
                 torch.from_numpy(values[:rows]).copy_(tensor)
 
 
-def load_torchscript(graphs: Mapping[str, Path]) -> tuple[Graph, Graph]:
-    """The `encode` and `tick` graphs. A TorchScript file is a program: load only files whose hashes were checked."""
+def load_torchscript(graphs: Mapping[str, bytes]) -> tuple[Graph, Graph]:
+    """The `encode` and `tick` graphs. A TorchScript file is a program: load only bytes whose hash was checked."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 deprecates TorchScript, which still runs
-        encode, tick = (torch.jit.load(str(graphs[name]), map_location="cpu").eval() for name in ("encode", "tick"))  # type: ignore[no-untyped-call]
+        encode, tick = (
+            torch.jit.load(io.BytesIO(graphs[name]), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+            for name in ("encode", "tick")
+        )
     return encode, tick

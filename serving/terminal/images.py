@@ -88,8 +88,8 @@ def _range(spec: bundle_pb2.TensorSpec) -> tuple[float, float]:
 def _from_array(name: str, data: bytes, spec: bundle_pb2.TensorSpec) -> list[Loaded]:
     shape, dtype = tuple(spec.shape), DATATYPES[spec.datatype]
     try:
-        values = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # numpy lets Python parse the header: it throws whatever that throws, and MemoryError
         raise UnfitInput(f"{name}: not a readable .npy array ({error})") from error
     if values.shape[-len(shape) :] != shape or values.ndim > len(shape) + 1:
         if (1, *values.shape) != shape:  # a grey picture without its one channel
@@ -98,10 +98,19 @@ def _from_array(name: str, data: bytes, spec: bundle_pb2.TensorSpec) -> list[Loa
         values = values[None]
     if not np.can_cast(values.dtype, dtype, "same_kind"):
         raise UnfitInput(str(Mismatch(f"{name}, dtype", values.dtype, dtype)))
-    values = values.astype(dtype)
+    values = _cast(name, values, dtype)
     if values.ndim == len(shape):
         return [Loaded(name, values)]
     return [Loaded(f"{name}[{row}]", one) for row, one in enumerate(values)]
+
+
+def _cast(name: str, values: Array, dtype: np.dtype[np.generic]) -> Array:
+    with np.errstate(over="ignore"):
+        cast: Array = values.astype(dtype)
+    lost = np.isfinite(values) & ~np.isfinite(cast) if dtype.kind == "f" else cast != values
+    if lost.any():
+        raise UnfitInput(str(Mismatch(f"{name}, values", values[lost][0], f"numbers that {dtype} holds")))
+    return cast
 
 
 def _from_picture(name: str, data: bytes, spec: bundle_pb2.TensorSpec, invert: bool | None) -> Loaded:

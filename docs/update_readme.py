@@ -40,13 +40,48 @@ def quality_table() -> str:
 
 
 def speed_table() -> str:
-    """The arms of the newest benchmark results, one table a model."""
+    """The arms of the newest benchmark results, a table for each model."""
     results = sorted((ROOT / "benchmarks" / "results").glob("throughput_*.json"))
     if not results:
         return "Not measured yet: `make bench`.\n"
     path = results[-1]
     document: dict[str, Any] = json.loads(path.read_text())
-    return f"{document['markdown']}\nFrom [{path.name}]({path.relative_to(ROOT)}), made by `{document['command']}`.\n"
+    hardware = document["hardware"]
+    lines = [
+        f"{document['in_flight']} thoughts in flight, arms in turns; {hardware['cpu']}, {hardware['cores']} cores, "
+        f"which clients share with the server. `make bench` makes [{path.name}]({path.relative_to(ROOT)})."
+    ]
+    for model in document["models"].values():
+        lines += [
+            "",
+            f"**{model['bundle']}**, T = {model['ticks']}, {model['mean_ticks']:.2f} ticks used on average:",
+            "",
+            "| | arm | thoughts/s | × (a) | of (f) | ticks | p50 ms | p99 ms | occupancy | CPU ms/thought | right |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [_arm(key, arm) for key, arm in model["arms"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _arm(key: str, arm: dict[str, Any]) -> str:
+    def number(name: str, form: str, factor: float = 1.0) -> str:
+        value = arm.get(name)
+        return "" if value is None else format(factor * value, form)
+
+    cells = [
+        f"({key})",
+        arm["title"],
+        number("thoughts_per_second", ",.0f"),
+        number("ratio_to_a", ".2f"),
+        number("ratio_to_f", ".0%"),
+        number("mean_ticks", ".2f"),
+        number("p50_seconds", ".1f", 1e3),
+        number("p99_seconds", ".1f", 1e3),
+        number("occupancy", ".0%"),
+        number("cpu_seconds_per_thought", ".3f", 1e3),
+        number("accuracy", ".2%"),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def updated(text: str) -> str:

@@ -27,7 +27,7 @@ test: $(DEV)/ready
 	$(DEV)/bin/python -m pytest
 
 bench: $(DEV)/ready
-	$(DEV)/bin/python -m benchmarks.throughput
+	$(DEV)/bin/python -m benchmarks.throughput --save
 
 protos: $(DEV)/ready
 	PATH="$(CURDIR)/$(DEV)/bin:$$PATH" $(DEV)/bin/python -m protos.generate

@@ -95,7 +95,8 @@ class ConvolutionNeurons(nn.Module):
 
     def __init__(self, neurons: NeuronLevelModels) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_ConvolutionLayer(layer) for layer in _layers(neurons))
+        *hidden, last = _layers(neurons)
+        self.layers = nn.Sequential(*(_ConvolutionLayer(layer) for layer in hidden), _LastConvolutionLayer(last))
 
     @staticmethod
     def can_compute(neurons: NeuronLevelModels) -> bool:
@@ -105,33 +106,47 @@ class ConvolutionNeurons(nn.Module):
     def forward(self, trace_BDM: Tensor) -> Tensor:
         """Post-activations, neurons first: [D, B]."""
         _, width, memory = trace_BDM.shape
-        x = trace_BDM.permute(1, 2, 0).reshape(1, width * memory, -1)
-        for layer in self.layers:
-            x = layer(x)
-        return x.squeeze(0)
+        post: Tensor = self.layers(trace_BDM.permute(1, 2, 0).reshape(1, width * memory, -1))
+        return post
 
 
 class _ConvolutionLayer(nn.Module):
-    value_weight: Tensor
-    value_bias: Tensor
-    gate_weight: Tensor
-    gate_bias: Tensor
+    """[1, D * K, B] to [1, D * N / 2, B]."""
 
     def __init__(self, layer: NeuronLayer) -> None:
         super().__init__()
         weight_DKN, bias_DN = _cooled(layer)
-        self.neurons = weight_DKN.shape[0]
-        # Both halves apart: splitting a result costs more than a second pass over the input.
-        for half, weight, bias in zip(
-            ("value", "gate"), weight_DKN.chunk(2, dim=-1), bias_DN.chunk(2, dim=-1), strict=True
-        ):
-            self.register_buffer(f"{half}_weight", weight.transpose(1, 2).flatten(0, 1)[..., None].float().contiguous())
-            self.register_buffer(f"{half}_bias", bias.flatten().float())
+        self.value, self.gate = (
+            _grouped_convolution(weight, bias)
+            for weight, bias in zip(weight_DKN.chunk(2, dim=-1), bias_DN.chunk(2, dim=-1), strict=True)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[1, D * K, B] to [1, D * N / 2, B]."""
-        value = F.conv1d(x, self.value_weight, self.value_bias, groups=self.neurons)
-        return value * F.conv1d(x, self.gate_weight, self.gate_bias, groups=self.neurons).sigmoid()
+        # Splitting a large result costs more than a second pass over the input.
+        gated: Tensor = self.value(x) * self.gate(x).sigmoid()
+        return gated
+
+
+class _LastConvolutionLayer(nn.Module):
+    """[1, D * K, B] to [D, B]."""
+
+    def __init__(self, layer: NeuronLayer) -> None:
+        super().__init__()
+        self.both = _grouped_convolution(*_cooled(layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A small result is split for less than a second pass costs.
+        both = torch.unflatten(self.both(x), 1, (-1, 2))
+        return F.glu(both, dim=2).flatten(0, 2)
+
+
+def _grouped_convolution(weight_DKN: Tensor, bias_DN: Tensor) -> nn.Conv1d:
+    """A group for each neuron."""
+    neurons, inputs, outputs = weight_DKN.shape
+    layer = nn.Conv1d(neurons * inputs, neurons * outputs, 1, groups=neurons, device="meta")
+    layer.weight = nn.Parameter(weight_DKN.transpose(1, 2).reshape(-1, inputs, 1).float())
+    layer.bias = nn.Parameter(bias_DN.flatten().float())
+    return layer
 
 
 def _absorb(linear: nn.Linear, out: nn.Linear) -> nn.Linear:

@@ -49,7 +49,7 @@ class BareEngine:
         runtime = setting.runtime
         backend = OnnxRuntimeBackend(
             bundle.program,
-            bundle.graphs("onnx"),
+            {function: bundle.read(path.name) for function, path in bundle.graphs("onnx").items()},
             setting.num_slots,
             setting.encode_rows_per_step,
             intra_op_threads=runtime.threads,

@@ -4,7 +4,8 @@ from math import inf
 
 import pytest
 from fake_bundle import fake_bundle
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, exposition
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from serving import errors
 from serving.engine import StepReport
@@ -143,6 +144,33 @@ def test_rejections_by_reason(error, reason):
     seen.metrics.rejected("fake", 1, error)
     counted = {name: seen.get("ctm_rejections_total", reason=name) for name in REASONS.values()}
     assert counted == {name: 2.0 * (name == reason) for name in REASONS.values()}
+
+
+def test_a_model_that_is_not_served_has_its_rejections_and_no_other_series():
+    seen = Observed()
+    seen.metrics.rejected("", 0, errors.UnknownModel(""))
+    seen.metrics.rejected("", 0, errors.UnknownModel(""))
+    (sample,) = (sample for family in seen.registry.collect() for sample in family.samples)
+    assert sample.name == "ctm_rejections_total"
+    assert sample.labels == {"model": "", "version": "0", "reason": "unknown_model"}
+    assert sample.value == 2
+
+
+@pytest.mark.parametrize(
+    "write",
+    [pytest.param(exposition.generate_latest, id="text"), pytest.param(openmetrics.generate_latest, id="OpenMetrics")],
+)
+def test_the_page_does_not_say_when_each_series_began(write):
+    page = write(Observed(ended(StopReason.CERTAIN)).registry).decode()
+    assert 'ctm_ticks_saved_total{model="fake",version="1"} 13.0' in page
+    assert "ctm_ticks_used_bucket" in page
+    assert "_created" not in page
+
+
+def test_a_metric_is_registered_once():
+    seen = Observed()
+    with pytest.raises(ValueError, match="Duplicated timeseries"):
+        Metrics(seen.registry)
 
 
 def test_merged_ticks():

@@ -133,6 +133,17 @@ def test_an_array_is_taken_as_it_is_one_row_or_more(tmp_path: Path):
     assert load(str(tmp_path / "flat.npy"), GREY)[0].values.shape == (1, 28, 28)
 
 
+def written(write: Any, *arrays: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    write(stream, *arrays)
+    return stream.getvalue()
+
+
+def headed(header: str) -> bytes:
+    """A `.npy` file that is all header."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
 class Pickled:
     def __reduce__(self) -> Any:
         raise AssertionError("nothing may be unpickled")
@@ -155,6 +166,29 @@ class Pickled:
         ),
         pytest.param("a.npy", np.zeros(7), spec(7, datatype="INT64"), r"a\.npy, dtype: got float64", id="dtype"),
         pytest.param("a.npy", np.array([None] * 7), spec(7), r"a\.npy: not a readable .*pickle", id="pickle"),
+        pytest.param("z.npy", written(np.savez, np.zeros(7)), spec(7), r"z\.npy: not a readable .*magic", id="npz"),
+        pytest.param(
+            "a.npy",
+            headed("{'descr': '<f8', 'fortran_order': False, 'shape': (1048576, 1048576, 8192)}"),
+            spec(7),
+            r"a\.npy: not a readable \.npy array \(Unable to allocate",
+            id="more than memory holds",
+        ),
+        pytest.param("a.npy", headed("{'descr': ('"), spec(7), r"a\.npy: not a readable \.npy", id="torn header"),
+        pytest.param(
+            "a.npy",
+            np.array([1.0, -1e300]),
+            spec(2),
+            r"a\.npy, values: got -1e\+300, expected numbers that float32 holds",
+            id="beyond float32",
+        ),
+        pytest.param(
+            "a.npy",
+            np.array([1, 300]),
+            spec(2, datatype="INT8"),
+            r"a\.npy, values: got 300, expected numbers that int8 holds",
+            id="beyond int8",
+        ),
     ],
 )
 def test_what_is_unfit_is_named(tmp_path: Path, name, content, wanted, said):

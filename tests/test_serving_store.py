@@ -292,6 +292,15 @@ DEEP = b'{"format_version": 1, "config": ' + b'{"a": ' * 3000 + b"1" + b"}" * 30
             "stop: got an energy rule, expected none",
             id="energy without a head",
         ),
+        pytest.param(
+            spoil_spec("context", 0, shape=[2**40, 2**40]),
+            "context 'keys', shape: got [1099511627776, 1099511627776], expected at most 67108864 values a row",
+            id="beyond all memory",
+        ),
+        pytest.param(spoil_spec("inputs", 0, shape=[2**62, 4]), "inputs 'image', shape: got [4611", id="beyond numpy"),
+        pytest.param(
+            spoil_spec("outputs", 4, shape=[1] * 32), "in at most 31 dimensions", id="more dimensions than the wire has"
+        ),
         pytest.param(spoil_manifest(artefacts=None), "artefacts: got none, expected at least one", id="no artefact"),
         pytest.param(
             spoil_manifest(artefacts=DOCUMENT["artefacts"] * 2), "artefacts: got onnx, onnx", id="an artefact twice"
@@ -378,6 +387,23 @@ def test_a_version_is_a_positive_number(store, name):
     assert f"bundle fake/{name}: expected a version, 1, 2, 3, ..." in str(refused[0])
 
 
+@pytest.mark.parametrize("method", ["iterdir", "is_dir"])
+def test_a_folder_that_cannot_be_listed_keeps_no_other_from_being_served(store, monkeypatch, method):
+    write_bundle(store, "open")
+    write_bundle(store, "shut")
+    real = getattr(Path, method)
+
+    def deny(self: Path) -> Any:
+        if self.name == "shut":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, method, deny)
+    bundles, refused = scan(store)
+    assert names(bundles) == ["open/1"]
+    assert [str(error) for error in refused] == [f"model shut in {store}: got Permission denied, expected a folder"]
+
+
 def test_a_store_that_is_not_there(tmp_path):
     bundles, refused = scan(tmp_path / "nowhere")
     assert bundles == []
@@ -396,6 +422,27 @@ def test_a_bundle_that_cannot_be_read_is_refused(store, monkeypatch):
     monkeypatch.setattr(Path, "open", deny)
     with pytest.raises(BundleRefused, match=r"bundle fake/1 .*Permission denied.*tick\.onnx"):
         load_bundle(store / "fake" / "1")
+
+
+def test_a_file_is_read_as_the_manifest_describes_it(store):
+    assert load_bundle(write_bundle(store)).read("tick.onnx") == b"tick.onnx of fake"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(spoil_file("tick.onnx", b"tick.onnx of fakE"), "tick.onnx: got sha256", id="other bytes"),
+        pytest.param(spoil_file("tick.onnx", b""), "tick.onnx: got 0 bytes, expected 17 bytes", id="fewer bytes"),
+        pytest.param(spoil_file("tick.onnx", b"-" * 999), "tick.onnx: got more bytes, expected 17", id="more bytes"),
+        pytest.param(lambda path: (path / "tick.onnx").unlink(), "'tick.onnx': got no such file", id="gone"),
+        pytest.param(link_out, "'tick.onnx': got a link to ", id="a link out"),
+    ],
+)
+def test_a_file_that_was_swapped_after_the_check_is_not_read(store, change, said):
+    bundle = load_bundle(write_bundle(store))
+    change(bundle.path)
+    with pytest.raises(Mismatch, match=re.escape(said)):
+        bundle.read("tick.onnx")
 
 
 def test_the_fake_manifest_is_the_documents(store):

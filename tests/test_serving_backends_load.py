@@ -1,6 +1,7 @@
 """From bundle to backend: each kind gives the same thoughts, and what does not fit is refused before it serves."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from fake_bundle import describe, fake_bundle, read_manifest, write_manifest
 
@@ -18,7 +20,7 @@ from serving.backends.load import load_backend
 from serving.backends.onnx_graphs import check_graphs
 from serving.bundle import load_bundle
 from serving.config import BackendConfig, EngineConfig
-from serving.errors import BundleRefused
+from serving.errors import BundleRefused, InstallationLacks
 from serving.mismatch import Mismatch
 
 KINDS = ["onnx", "torchscript", "eager"]
@@ -215,6 +217,41 @@ def test_what_does_not_fit_is_refused_by_name(tiny, kind, change, said):
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", [ValueError("array is too big"), MemoryError("Unable to allocate 8.00 TiB")])
+def test_a_program_too_large_is_the_bundles_fault(tiny, monkeypatch, kind, error):
+    def zeros(*_: Any) -> np.ndarray:
+        raise error
+
+    monkeypatch.setattr("serving.backends.base.np.zeros", zeros)
+    with pytest.raises(BundleRefused, match=re.escape(f"bundle tiny/1 in {tiny.parent.parent}: got '{error}'")):
+        load(tiny, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("onnx", "tick.onnx"), ("torchscript", "encode.ts"), ("eager", "weights.safetensors")]
+)
+def test_what_is_loaded_is_what_was_checked(tiny, kind, file):
+    """A file that is swapped after the check, and before a runtime reads it, is refused."""
+    bundle = load_bundle(tiny)
+    data = bytearray((tiny / file).read_bytes())
+    data[-1] ^= 1
+    (tiny / file).write_bytes(data)
+    with pytest.raises(BundleRefused, match=f"{file}: got sha256 {hashlib.sha256(data).hexdigest()}"):
+        load_backend(bundle, BackendConfig(kind=kind, allow_torchscript=True), ENGINE)
+
+
+def test_weights_beside_a_graph_are_not_read(tiny, monkeypatch):
+    """They have no hash; and a graph from bytes would look for them in the working directory."""
+    graph = onnx.load(tiny / "tick.onnx")
+    onnx.save(graph, tiny / "outside.onnx", save_as_external_data=True, location="weights.bin", size_threshold=100)
+    assert (tiny / "weights.bin").stat().st_size > 0
+    monkeypatch.chdir(tiny)
+    replace("tick.onnx", (tiny / "outside.onnx").read_bytes())(tiny)
+    with pytest.raises(BundleRefused, match=r"bundle tiny/1 .*External data path .*expected graphs that onnx runs"):
+        load(tiny)
+
+
 def test_torchscript_that_was_tampered_with_is_never_loaded(tiny):
     data = bytearray((tiny / "tick.ts").read_bytes())
     data[-1] ^= 1
@@ -236,7 +273,7 @@ def test_what_the_installation_lacks_is_not_the_bundles_fault(tiny, settings, sa
 
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this installation has the provider")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(InstallationLacks, match=said):
         load(tiny, **settings)
 
 

@@ -194,7 +194,7 @@ class _Model:
 
 
 class _WithoutCreated(Collector):
-    """A metric without its `_created` series, which nobody reads and which nearly double the series to keep.
+    """A metric without its `_created` series, the times at which they began: nobody reads them.
 
     `prometheus_client.disable_created_metrics` would take them from every other registry of the process as well.
     """

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.arm import IN_FLIGHT
@@ -17,14 +18,15 @@ WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Title and further arguments of the load generator, by the arm's key."""
 
-_SPARE_SECONDS = 60.0
+_ROOT = Path(__file__).resolve().parent.parent
+_SPARE_SECONDS = 90.0
 
 
 class Served:
     """One way to ask a running server, a fresh client for each slice.
 
     Args:
-        workload: a file that `Workload.save` wrote; slices are written beside it.
+        workload: a file that `Workload.save` wrote.
     """
 
     def __init__(self, key: str, server: ServerProcess, workload: Path, setting: str) -> None:
@@ -34,17 +36,33 @@ class Served:
         self._next = 0
 
     def run(self, seconds: float) -> Slice:
-        output = self._workload.with_name(f"slice_{self.key}.json")
-        command = [
-            *(sys.executable, "-m", "benchmarks.load"),
-            *("--address", self._server.address, "--metrics", self._server.metrics),
-            *("--workload", str(self._workload), "--output", str(output)),
-            *("--first-row", str(self._next)),
-            *("--concurrency", str(IN_FLIGHT), "--seconds", str(seconds), *self._arguments),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _SPARE_SECONDS, check=False)
-        if done.returncode:
-            raise RuntimeError(f"the load generator failed: {done.stderr[-2000:]}")
-        part = from_json(json.loads(output.read_text()))
+        arguments = ["--first-row", str(self._next), "--concurrency", str(IN_FLIGHT), "--seconds", str(seconds)]
+        part = put_load(self._server, self._workload, [*arguments, *self._arguments], seconds)
         self._next += part.thoughts
         return part
+
+
+def put_load(server: ServerProcess, workload: Path, arguments: Sequence[str], seconds: float) -> Slice:
+    """Run the load generator in a process of its own.
+
+    Args:
+        workload: a file that `Workload.save` wrote; the measure is written beside it.
+        arguments: further ones of `benchmarks.load`.
+        seconds: that it takes at least, for noticing when it hangs.
+
+    Raises:
+        RuntimeError: it failed; says how.
+    """
+    output = workload.with_name("slice.json")
+    command = [
+        *(sys.executable, "-m", "benchmarks.load"),
+        *("--address", server.address, "--metrics", server.metrics),
+        *("--workload", str(workload), "--output", str(output), *arguments),
+    ]
+    # The benchmarks are not installed: they run from the project's folder.
+    done = subprocess.run(
+        command, cwd=_ROOT, capture_output=True, text=True, timeout=seconds + _SPARE_SECONDS, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"the load generator failed: {done.stderr[-2000:]}")
+    return from_json(json.loads(output.read_text()))

@@ -28,6 +28,7 @@ class ServerProcess:
             *("--log-format", "json", *settings),
         ]
         self.address = self.metrics = ""
+        self._reader: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(self._command, stderr=subprocess.PIPE, text=True)
@@ -41,7 +42,8 @@ class ServerProcess:
         finally:
             timer.cancel()
         # Whoever writes into a full pipe waits: read on for as long as the server lives.
-        threading.Thread(target=self._drain_log, daemon=True).start()
+        self._reader = threading.Thread(target=self._drain_log, daemon=True)
+        self._reader.start()
         return self
 
     def __exit__(
@@ -57,6 +59,10 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._reader is not None:
+            self._reader.join()
+        assert self._process.stderr is not None, "it was asked for"
+        self._process.stderr.close()
 
     def _read_ports(self) -> None:
         """The server's log says where it listens."""

@@ -101,7 +101,8 @@ def measure(subject: Subject, plan: Plan, folder: Path, console: Console) -> lis
         arms = []
         for arm in make_arms(subject, plan, folder, stack):
             console.print(f"  {arm.key}  {arm.title}: {arm.setting}", highlight=False)
-            arm.run(plan.warm_up_seconds)
+            if plan.warm_up_seconds:
+                arm.run(plan.warm_up_seconds)
             arms.append(arm)
         for _ in range(plan.rounds):
             for arm in arms:

@@ -68,7 +68,7 @@ def _introduction(manifest: Manifest) -> str:
     lines.append(
         "```sh\n"
         "ctm-serve                       # serves every model of its store\n"
-        f"ctm-think --model {manifest.name} INPUT\n"
+        f"ctm-think --model {manifest.name} IMAGE\n"
         "```"
         if _pipeline(manifest)
         else "Served by `ctm-serve`, which serves every model of its store."

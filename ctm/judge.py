@@ -3,7 +3,9 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ctm.model import CTM
@@ -11,12 +13,12 @@ from ctm.tasks import Rows
 
 
 class Judged(NamedTuple):
-    """What every row did at every tick: float32 [N, T], on the CPU."""
+    """What every row did at every tick: float32 [N, T]."""
 
-    correct: Tensor
+    correct: NDArray[np.float32]
     """1 for a right prediction, 0 for a wrong one; the share of right positions where there are several."""
-    certainty: Tensor
-    confidence: Tensor
+    certainty: NDArray[np.float32]
+    confidence: NDArray[np.float32]
     """Probability of the predicted label, the mean over positions."""
 
 
@@ -39,7 +41,7 @@ def judge(model: CTM, rows: Rows, *, batch_size: int = 500, indices: Tensor | No
         )
         parts.append(torch.stack([correct_BT, thoughts.certainties.float(), confidence_BT]).cpu())
     model.train(was_training)
-    return Judged(*torch.cat(parts, dim=1))
+    return Judged(*torch.cat(parts, dim=1).numpy())
 
 
 def judge_predictions(predictions_BTC: Tensor, targets: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -1,22 +1,22 @@
 """How good the model is, measured on its task: by tick, and for every certainty threshold."""
 
-# Shapes: B rows of a batch, N rows in all, T ticks, C numbers in a prediction.
+# Shapes: N rows, T ticks.
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ctm.calibration import calibration_error
 from ctm.frontier import THRESHOLDS, FrontierPoint, frontier, stopping
+from ctm.judge import Judged, judge
 from ctm.model import CTM
-from ctm.tasks import Rows, Task, TaskConfig, load_task
+from ctm.tasks import Task, TaskConfig, load_task
 from ctm.tasks.fetch import FetchError
 from ctm.tasks.idx import IdxError
 from export.errors import ExportError
@@ -25,17 +25,6 @@ CANDIDATES = (*(round(0.5 + 0.01 * index, 2) for index in range(50)), 0.995, 0.9
 """Thresholds that may be shipped."""
 NEVER = 2.0
 """A threshold beyond all certainty: every tick is run."""
-_BATCH = 500
-
-
-class Judged(NamedTuple):
-    """What every row did at every tick; float32 [N, T]."""
-
-    correct: NDArray[np.float32]
-    """1 for a right prediction, 0 for a wrong one; the share of right positions where there are several."""
-    certainty: NDArray[np.float32]
-    confidence: NDArray[np.float32]
-    """Probability of the predicted label, the mean over positions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,18 +112,6 @@ def describe_data(task: Task) -> str:
     )
 
 
-@torch.inference_mode()
-def judge(model: CTM, rows: Rows) -> Judged:
-    """Think about all rows for all ticks."""
-    parts = []
-    for indices in torch.split(torch.arange(len(rows)), _BATCH):
-        inputs, targets = rows.take(indices)
-        thoughts = model(inputs)
-        correct_BT, confidence_BT = _judge(thoughts.predictions, targets, model.config.answer_shape)
-        parts.append(torch.stack([correct_BT, thoughts.certainties, confidence_BT]))
-    return Judged(*torch.cat(parts, dim=1).numpy())
-
-
 def choose_threshold(held_out: Judged, max_accuracy_loss: float) -> float:
     """The smallest threshold that costs little, and than which no larger one costs more.
 
@@ -170,12 +147,3 @@ def measure_quality(judged: Judged, threshold: float, rule: str) -> Quality:
 def _most_certain_accuracy(judged: Judged) -> float:
     _, answer_N = stopping(judged.certainty, NEVER)
     return float(judged.correct[np.arange(len(answer_N)), answer_N].mean(dtype=np.float64))
-
-
-def _judge(predictions_BTC: Tensor, targets: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Correctness and confidence at every tick, [B, T] each, means over positions."""
-    confidence, label = torch.unflatten(predictions_BTC, -1, list(shape)).softmax(-1).max(-1)
-    correct = (label == targets[:, None]).float()
-    if len(shape) > 1:
-        return correct.flatten(2).mean(2), confidence.flatten(2).mean(2)
-    return correct, confidence

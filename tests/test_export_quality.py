@@ -8,9 +8,10 @@ import torch
 from tiny_bundle import tiny_inputs, tiny_model
 
 from ctm.frontier import THRESHOLDS
+from ctm.judge import Judged, judge
 from ctm.tasks import TensorRows
 from export.errors import ExportError
-from export.quality import Judged, choose_threshold, judge, measure_quality, open_task
+from export.quality import choose_threshold, measure_quality, open_task
 
 SAYING = "Because."
 

@@ -41,13 +41,13 @@ def evaluate(model: CTM, rows: Rows, batch_size: int, accelerator: Accelerator |
     first = accelerator.process_index * share
     # Past the end the last row is judged again, so that all shares are equally long; it is cut off below.
     mine = torch.arange(first, first + share).clamp(max=len(rows) - 1)
-    judged_N3T = torch.stack(judge(model, rows, batch_size=batch_size, indices=mine), dim=1)
+    judged_N3T = torch.from_numpy(np.stack(judge(model, rows, batch_size=batch_size, indices=mine), axis=1))
     everyone_N3T: Tensor = accelerator.gather(judged_N3T.to(accelerator.device))
-    return summarise(Judged(*everyone_N3T[: len(rows)].cpu().unbind(dim=1)))
+    return summarise(Judged(*everyone_N3T[: len(rows)].cpu().numpy().swapaxes(0, 1)))
 
 
 def summarise(judged: Judged) -> Evaluation:
-    correct_NT, certainty_NT, confidence_NT = (values.numpy() for values in judged)
+    correct_NT, certainty_NT, confidence_NT = judged
     _, answer_N = stopping(certainty_NT, NEVER)
     accurate_NT = correct_NT.astype(np.float64)
     return Evaluation(

@@ -6,8 +6,10 @@ step:  scheduler.plan -> backend.move, backend.admit -> backend.tick -> schedule
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serving.backends.base import Backend, TickOutput
 from serving.errors import BackendFailed, DeadlineExceeded, ServingError, Unavailable
@@ -135,7 +137,7 @@ class Engine:
         thoughts, table = self.scheduler.running(), self.scheduler.table
         begin = self._clock()
         try:
-            output = self.backend.tick(n, details=table.wants_details(n))
+            output = self.backend.tick(n, details=table.wants_details)
         except Exception as error:
             log.exception("tick failed", extra={"request_ids": _ids(thoughts)})
             self._fail(thoughts, BackendFailed(f"the model failed on a tick ({type(error).__name__})"), report)
@@ -145,8 +147,8 @@ class Engine:
         report.num_ticked = n
         self._tick_seconds += 0.1 * (report.tick_seconds - self._tick_seconds)
 
-        finite = np.isfinite(output.certainty) & np.isfinite(output.prediction).reshape(n, -1).all(axis=1)
-        best = top(output.prediction) if table.wants_top(n) else None
+        finite = _finite(output)
+        best = top(output.prediction) if table.wants_top else None
         ended, verdict = self.scheduler.record(output.certainty, finite, output.energy, output.done, best)
         self.backend.keep(verdict.keep)
         if verdict.diverged.size:
@@ -154,8 +156,8 @@ class Engine:
         for thought in admitted:
             if self._progress[thought.request].tick_first():
                 report.first_ticks.append(thought.request)
-        if watched := [slot for slot in table.watched(n) if finite[slot]]:
-            self._stream([(slot, thoughts[slot]) for slot in watched], output, report)
+        if verdict.watched.size:
+            self._stream([(slot, thoughts[slot]) for slot in verdict.watched.tolist()], output, report)
         self._answer(ended, report)
 
     def _stream(self, watched: list[tuple[int, Thought]], output: TickOutput, report: StepReport) -> None:
@@ -226,6 +228,27 @@ class Engine:
             self.cancel(request, report)
             report.events.append((request, Failure(error)))
             report.failures.append(error)
+
+
+def _finite(output: TickOutput) -> NDArray[np.bool_] | None:
+    """Where prediction and certainty are finite, [n]; None when all are."""
+    with np.errstate(invalid="ignore"):
+        if _all_finite(output.prediction) and _all_finite(output.certainty):
+            return None
+    finite: NDArray[np.bool_] = np.isfinite(output.certainty)
+    finite &= np.isfinite(output.prediction).reshape(len(finite), -1).all(axis=1)
+    return finite
+
+
+def _all_finite(values: Array) -> bool:
+    """0 · x is 0 for every finite number and NaN for all others: one pass, nothing allocated but the zeros."""
+    flat = values.reshape(-1)
+    return bool(flat.dot(_zeros(flat.size, flat.dtype)) == 0)
+
+
+@lru_cache(maxsize=128)
+def _zeros(size: int, dtype: np.dtype[np.generic]) -> Array:
+    return np.zeros(size, dtype)
 
 
 def _facts(end: Ended) -> dict[str, object]:

@@ -7,9 +7,9 @@ The rows are plain numbers, so that a tick costs a handful of vector operations 
 
 # Shapes: n running thoughts, in the dense first n of S slots; P positions of a structured prediction.
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nan
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,15 +43,14 @@ _ROW = np.dtype(
 )
 
 
-_PLACE = {name: place for place, name in enumerate(_ROW.names or ())}
 _NEVER = np.iinfo(np.int32).max
 
 # As plain numbers: an enum's attribute is looked up in Python, and these are read at every tick.
 _DIVERGED, _MODEL_DONE, _CERTAIN = int(StopReason.DIVERGED), int(StopReason.MODEL_DONE), int(StopReason.CERTAIN)
-_ENERGY, _TICK_BUDGET = int(StopReason.ENERGY), int(StopReason.TICK_BUDGET)
+_ENERGY, _TICK_BUDGET = int(StopReason.ENERGY), np.int8(StopReason.TICK_BUDGET)
 
 
-_standing = itemgetter(*(_PLACE[name] for name in ("ticks", "answer_tick", "answer_certainty", "answer_energy")))
+_NOBODY = np.empty(0, np.intp)
 
 
 class Standing(NamedTuple):
@@ -63,16 +62,39 @@ class Standing(NamedTuple):
     answer_energy: float
 
 
+@dataclass(slots=True)
+class _Wishes:
+    """How many running thoughts want more than a threshold and a budget: what nobody wants costs nothing at a tick."""
+
+    min_ticks: int = 0
+    patience: int = 0
+    keep_last: int = 0
+    deadline: int = 0
+    ticks: int = 0
+    details: int = 0
+
+    def count(self, request: Request, change: int) -> None:
+        stop, stream = request.stop, request.stream
+        self.min_ticks += change * (stop.min_ticks > 1)
+        self.patience += change * (stop.patience > 1)
+        self.keep_last += change * (request.answer_rule is AnswerRule.LAST)
+        self.deadline += change * (request.deadline < inf)
+        self.ticks += change * (stream.every > 0)
+        self.details += change * bool(stream.details)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What one tick decided for the first n slots."""
 
     reasons: NDArray[np.int8]
     """[n]; 0 where the thought goes on, else its `StopReason`."""
-    keep: NDArray[np.intp]
-    """Slots whose prediction of this tick is their answer so far."""
+    keep: NDArray[np.bool_]
+    """[n]; where the prediction of this tick is the answer so far."""
     diverged: NDArray[np.intp]
     """Slots that stop as `DIVERGED`: their answer is the tick before, if there was one."""
+    watched: NDArray[np.intp]
+    """Slots whose callers see this tick."""
 
 
 class SlotTable:
@@ -84,9 +106,12 @@ class SlotTable:
         # Views, made once: naming a field of a structured array costs more than the arithmetic on it.
         self._column = {name: self.rows[name] for name in _ROW.names or ()}
         self._first: dict[int, dict[str, NDArray[Any]]] = {}
+        self._standing = self.rows[list(Standing._fields)]
+        self._wishes = _Wishes()
 
     def admit(self, slot: int, request: Request) -> None:
         stop = request.stop
+        self._wishes.count(request, +1)
         self.rows[slot] = (
             stop.min_ticks,
             stop.max_ticks,
@@ -108,9 +133,11 @@ class SlotTable:
             0,
         )
 
-    def leave(self, slot: int) -> None:
-        """Nobody waits for this slot's deadline any more."""
-        self._column["deadline"][slot] = inf
+    def leave(self, slot: int, request: Request) -> None:
+        """The slot's thought has ended."""
+        self._wishes.count(request, -1)
+        if request.deadline < inf:
+            self._column["deadline"][slot] = inf  # nobody waits for it any more
 
     def move(self, source: int, target: int) -> None:
         self.rows[target] = self.rows[source]
@@ -118,29 +145,25 @@ class SlotTable:
 
     def expired(self, n: int, horizon: float) -> list[int]:
         """Slots whose deadline is at `horizon` or before."""
-        deadlines = self._column["deadline"][:n]
-        return [] if n == 0 or deadlines.min() > horizon else np.flatnonzero(deadlines <= horizon).tolist()
+        return np.flatnonzero(self._column["deadline"][:n] <= horizon).tolist() if self._wishes.deadline else []
 
-    def standing(self, slot: int) -> Standing:
-        return Standing(*_standing(self.rows[slot].item()))  # a row at once: field by field takes longer
+    def standings(self, slots: Sequence[int]) -> list[Standing]:
+        return [Standing(*standing) for standing in self._standing[slots].tolist()]
 
-    def wants_details(self, n: int) -> bool:
+    @property
+    def wants_details(self) -> bool:
         """Whether any caller sees the program's details."""
-        return bool(self._column["details"][:n].any())
+        return self._wishes.details > 0
 
-    def watched(self, n: int) -> list[int]:
-        """Slots whose callers see the tick that was judged last."""
-        due: NDArray[np.bool_] = self._column["ticks"][:n] % self._column["every"][:n] == 0
-        return np.flatnonzero(due).tolist()
-
-    def wants_top(self, n: int) -> bool:
+    @property
+    def wants_top(self) -> bool:
         """Whether any thought needs the top predictions of this tick."""
-        return n > 0 and bool(self._column["patience"][:n].max() > 1)
+        return self._wishes.patience > 0
 
     def judge(
         self,
         certainty_n: NDArray[np.float32],
-        finite_n: NDArray[np.bool_],
+        finite_n: NDArray[np.bool_] | None = None,
         energy_n: NDArray[np.float32] | None = None,
         done_n: NDArray[np.bool_] | None = None,
         top_nP: NDArray[np.int64] | None = None,
@@ -149,7 +172,7 @@ class SlotTable:
 
         Args:
             certainty_n: as the program gave it; clamped to [0, 1] here, before any comparison.
-            finite_n: false where prediction or certainty is not finite.
+            finite_n: false where prediction or certainty is not finite; None when all are.
             energy_n: of programs with an energy head.
             done_n: where the program wishes to stop.
             top_nP: the best class at each position; needed when `wants_top`.
@@ -158,17 +181,18 @@ class SlotTable:
         certainty = np.minimum(np.maximum(certainty_n, 0.0), 1.0)
         ticks = column["ticks"]
         ticks += 1
-        ready = ticks >= column["min_ticks"]
+        certain = certainty >= column["threshold"]
+        ready = ticks >= column["min_ticks"] if self._wishes.min_ticks else None
+        if ready is not None:
+            certain &= ready
 
-        reasons = np.zeros(len(certainty_n), np.int8)
-        reasons[ticks >= column["max_ticks"]] = _TICK_BUDGET
+        reasons = np.multiply(ticks >= column["max_ticks"], _TICK_BUDGET)
         if energy_n is not None:
             with np.errstate(invalid="ignore"):  # NaN at the first tick, or between infinities, compares false
                 change = np.abs(energy_n - column["energy"])
             settled = (energy_n <= column["energy_threshold"]) | (change < column["energy_delta"])
-            reasons[ready & settled] = _ENERGY
+            reasons[settled if ready is None else ready & settled] = _ENERGY
             column["energy"][:] = energy_n
-        certain = ready & (certainty >= column["threshold"])
         if top_nP is not None:
             self._count_unchanged(top_nP)
             certain &= column["unchanged"] >= column["patience"]
@@ -177,23 +201,33 @@ class SlotTable:
             reasons[done_n & column["model_done"]] = _MODEL_DONE
 
         # Strictly greater: of equally certain ticks the earliest is the answer.
-        keep = (certainty > column["answer_certainty"]) | column["keep_last"]
+        keep = certainty > column["answer_certainty"]
+        if self._wishes.keep_last:
+            keep |= column["keep_last"]
         if energy_n is not None:
             keep |= reasons == _ENERGY
         if top_nP is not None:
             keep |= (reasons == _CERTAIN) & (column["patience"] > 1)
-        diverged = np.flatnonzero(~finite_n)
-        if diverged.size:
+        diverged = _NOBODY
+        if finite_n is not None:
             keep &= finite_n
+            diverged = np.flatnonzero(~finite_n)
             reasons[diverged] = _DIVERGED
             self._fall_back(diverged)
-        kept = np.flatnonzero(keep)
-        column["answer_tick"][kept] = ticks[kept]
-        column["answer_certainty"][kept] = certainty[kept]
+        np.copyto(column["answer_tick"], ticks, where=keep)
+        np.copyto(column["answer_certainty"], certainty, where=keep)
         if energy_n is not None:
-            column["answer_energy"][kept] = column["energy"][kept]
+            np.copyto(column["answer_energy"], column["energy"], where=keep)
         column["certainty"][:] = certainty
-        return Verdict(reasons, kept, diverged)
+        return Verdict(reasons, keep, diverged, self._watched(ticks, column["every"], finite_n))
+
+    def _watched(
+        self, ticks: NDArray[np.int32], every: NDArray[np.int32], finite_n: NDArray[np.bool_] | None
+    ) -> NDArray[np.intp]:
+        if not self._wishes.ticks:
+            return _NOBODY
+        due: NDArray[np.bool_] = ticks % every == 0
+        return np.flatnonzero(due if finite_n is None else due & finite_n)
 
     def _columns(self, n: int) -> dict[str, NDArray[Any]]:
         """The first n of each column: views, so that they may be kept."""

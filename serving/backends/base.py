@@ -2,7 +2,7 @@
 
     admit(slots, inputs)  encode, and begin at the start state
     tick(n)               one tick of the dense first n slots
-    keep(slots)           this tick's prediction is the answer so far
+    keep(where)           this tick's prediction is the answer so far
     answers(slots)        the predictions kept
     move(source, target)  close a gap
 
@@ -112,9 +112,12 @@ class Backend(ABC):
             {spec.name: outputs[spec.name][:n] for spec in program.details} if details else {},
         )
 
-    def keep(self, slots: NDArray[np.intp]) -> None:
-        """Make the last tick's prediction the answer so far."""
-        self._kept[slots] = self._outputs[self._side][self.program.prediction.name][slots]
+    def keep(self, where_n: NDArray[np.bool_]) -> None:
+        """Make the last tick's prediction the answer so far, in some of the slots that ticked."""
+        n = len(where_n)
+        prediction = self._outputs[self._side][self.program.prediction.name][:n]
+        where = where_n.reshape(n, *(1,) * (prediction.ndim - 1))
+        np.copyto(self._kept[:n], prediction, where=where)
 
     def keep_previous(self, slots: NDArray[np.intp]) -> None:
         """Make the prediction of the tick before the last one the answer."""

@@ -18,7 +18,8 @@ from serving.program import top
 from serving.progress import Progress
 from serving.readout import leading
 from serving.request import Array, Request, StopReason
-from serving.scheduler import Ended, Scheduler, Thought
+from serving.scheduler import Ended, Scheduler
+from serving.waiting import Thought
 
 log = logging.getLogger(__name__)
 

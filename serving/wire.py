@@ -19,7 +19,7 @@ from serving.events import Answer, Event, Failure, Leading, Summary, Tick
 from serving.mismatch import Mismatch, listing, quote
 from serving.policy import answer_rule, certainty, check_chain, stop_policy, stream_policy
 from serving.program import TensorSpec
-from serving.request import Array, Request
+from serving.request import Array, Request, StopPolicy, StreamPolicy
 from serving.status import code
 from serving.tensors import array, datatype, fill, shape_text
 
@@ -60,8 +60,7 @@ def _parse(message: pb.ThinkRequest, bundle: Bundle, max_rows: int, arrival: flo
         below = certainty("abstain_below", message.abstain_below)
     check_chain(message.chain, bundle)
     rule = answer_rule(message.answer_rule)
-    stop = stop_policy(message.stop, bundle) if message.HasField("stop") else bundle.stop
-    stream = stream_policy(message.stream, bundle)
+    stop, stream = _policies(message.stop.SerializeToString(), message.stream.SerializeToString(), bundle)
     inputs = _inputs(message, bundle, max_rows)  # last: it is what costs
     return Request(
         request_id=message.request_id,
@@ -74,6 +73,14 @@ def _parse(message: pb.ThinkRequest, bundle: Bundle, max_rows: int, arrival: flo
         priority=message.priority,
         deadline=call_deadline,
         arrival=arrival,
+    )
+
+
+@lru_cache(maxsize=256)
+def _policies(stop: bytes, stream: bytes, bundle: Bundle) -> tuple[StopPolicy, StreamPolicy]:
+    """When to stop and what to see. Remembered, as most callers ask in the same few ways."""
+    return stop_policy(pb.StopPolicy.FromString(stop), bundle), stream_policy(
+        pb.StreamPolicy.FromString(stream), bundle
     )
 
 

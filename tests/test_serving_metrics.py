@@ -12,7 +12,8 @@ from serving.engine import StepReport
 from serving.metrics import REASONS, Metrics, metrics_table
 from serving.progress import Progress
 from serving.request import Request, StopPolicy, StopReason
-from serving.scheduler import Ended, Thought
+from serving.scheduler import Ended
+from serving.waiting import Thought
 
 MODEL = {"model": "fake", "version": "1"}
 REQUEST = Request(request_id="", inputs={}, rows=1, stop=StopPolicy(max_ticks=20), abstain_below=0.5, arrival=100.0)

@@ -79,9 +79,8 @@ def _parse(message: pb.ThinkRequest, bundle: Bundle, max_rows: int, arrival: flo
 @lru_cache(maxsize=256)
 def _policies(stop: bytes, stream: bytes, bundle: Bundle) -> tuple[StopPolicy, StreamPolicy]:
     """When to stop and what to see. Remembered, as most callers ask in the same few ways."""
-    return stop_policy(pb.StopPolicy.FromString(stop), bundle), stream_policy(
-        pb.StreamPolicy.FromString(stream), bundle
-    )
+    when = stop_policy(pb.StopPolicy.FromString(stop), bundle) if stop else bundle.stop
+    return when, stream_policy(pb.StreamPolicy.FromString(stream), bundle)
 
 
 def _inputs(message: pb.ThinkRequest, bundle: Bundle, max_rows: int) -> dict[str, Array]:

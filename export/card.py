@@ -188,9 +188,9 @@ def _limits(manifest: Manifest, quality: Quality | None) -> str:
         "Certainty is the model's own measure: one minus the normalised entropy of its prediction. It can be certain "
         "and wrong, the more so on input unlike its training data; nothing here detects such input.",
         f"It was trained to think for {manifest.ticks} ticks. The server lets a request ask for up to "
-        f"{manifest.tick_cap}; what happens beyond {manifest.ticks} was not measured.",
-        "On ONNX Runtime's CPU provider a row's numbers are the same to the bit in any batch of at least two rows on "
-        "the same machine; other backends and providers differ in the last digits.",
+        f"{manifest.tick_cap}; what happens beyond {manifest.ticks} was neither measured nor compared.",
+        "On ONNX Runtime's CPU provider the exporter's tests find a row's numbers the same to the bit in any batch of "
+        "at least two rows on one machine; other backends and providers differ in the last digits.",
     ]
     if quality is None:
         limits.insert(0, "Its accuracy and calibration were not measured.")

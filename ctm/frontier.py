@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999)
+NEVER = 2.0
+"""A threshold beyond all certainty: every tick is run."""
+
 Floats = NDArray[np.floating]
 Integers = NDArray[np.int64]
 
@@ -42,6 +45,12 @@ def stopping(certainty_NT: Floats, threshold: float) -> tuple[Integers, Integers
     return used_N, np.where(thought_NT, clamped_NT, -1.0).argmax(axis=1)
 
 
+def most_certain_accuracy(certainty_NT: Floats, correct_NT: Floats) -> float:
+    """What thinking for all ticks gives: the accuracy of each row's most certain tick, the earliest of equals."""
+    _, answer_N = stopping(certainty_NT, NEVER)
+    return _accuracy(correct_NT, answer_N)
+
+
 def frontier(
     certainty_NT: Floats, correct_NT: Floats, thresholds: Sequence[float] = THRESHOLDS
 ) -> tuple[FrontierPoint, ...]:
@@ -59,8 +68,13 @@ def _point(certainty_NT: Floats, correct_NT: Floats, threshold: float) -> Fronti
     certain_N = np.clip(certainty_NT, 0.0, 1.0).max(axis=1) >= threshold
     return FrontierPoint(
         threshold=threshold,
-        accuracy=float(correct_NT[np.arange(len(answer_N)), answer_N].mean(dtype=np.float64)),
+        accuracy=_accuracy(correct_NT, answer_N),
         mean_ticks=float(used_N.mean()),
         ticks_deviation=float(used_N.std()),
         share_certain=float(certain_N.mean()),
     )
+
+
+def _accuracy(correct_NT: Floats, answer_N: Integers) -> float:
+    """Of the answering tick of each row."""
+    return float(correct_NT[np.arange(len(answer_N)), answer_N].mean(dtype=np.float64))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ctm.frontier import FrontierPoint, frontier, stopping
+from ctm.frontier import FrontierPoint, frontier, most_certain_accuracy, stopping
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ def test_a_frontier_counts_accuracy_ticks_and_the_certain() -> None:
         ticks_deviation=pytest.approx(np.std([1, 2, 2, 2])),
         share_certain=0.5,
     )
+
+
+def test_the_most_certain_of_all_ticks_answers_however_certain_a_tick_before_was() -> None:
+    certainty = np.array([[1.0, 0.5, 0.2], [0.9, 0.99, 0.1], [0.3, 0.3, 0.3], [0.2, 0.1, 0.4]], dtype=np.float32)
+    correct = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0]], dtype=np.float32)
+    assert most_certain_accuracy(certainty, correct) == 0.75

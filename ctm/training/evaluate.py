@@ -9,13 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ctm.calibration import calibration_error
-from ctm.frontier import FrontierPoint, frontier, stopping
+from ctm.frontier import NEVER, FrontierPoint, frontier, most_certain_accuracy, stopping
 from ctm.judge import Judged, judge
 from ctm.model import CTM
 from ctm.tasks import Rows
-
-NEVER = 2.0
-"""A threshold beyond all certainty: every tick is run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +46,11 @@ def evaluate(model: CTM, rows: Rows, batch_size: int, accelerator: Accelerator |
 def summarise(judged: Judged) -> Evaluation:
     correct_NT, certainty_NT, confidence_NT = judged
     _, answer_N = stopping(certainty_NT, NEVER)
-    accurate_NT = correct_NT.astype(np.float64)
     return Evaluation(
         rows=len(answer_N),
-        accuracy=float(accurate_NT[np.arange(len(answer_N)), answer_N].mean()),
+        accuracy=most_certain_accuracy(certainty_NT, correct_NT),
         mean_answer_tick=float(answer_N.mean() + 1),
-        accuracy_by_tick=accurate_NT.mean(axis=0).tolist(),
+        accuracy_by_tick=correct_NT.mean(axis=0, dtype=np.float64).tolist(),
         certainty_by_tick=certainty_NT.astype(np.float64).mean(axis=0).tolist(),
         calibration_error_by_tick=calibration_error(confidence_NT, correct_NT).tolist(),
         frontier=frontier(certainty_NT, correct_NT),

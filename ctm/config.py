@@ -18,6 +18,11 @@ POSITIONALS = ("none", *PLANE_POSITIONALS, *LINE_POSITIONALS)
 _COUNTS = ("ticks", "width", "memory", "attention_width", "heads", "out_neurons", "action_neurons", "out_dims")
 _MORE_COUNTS = ("synapse_depth", "nlm_hidden", "in_channels")
 
+_LARGEST = 3.4e38
+"""What float32 holds; beyond it are infinities."""
+_SMALLEST_STD = 1e-30
+"""Less is nothing to float32, and dividing by it infinite."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CTMConfig:
@@ -82,7 +87,8 @@ class CTMConfig:
     """Channels of the image; with backbone `none`, of the features given. Unused by `parity`."""
 
     input_shape: tuple[int, ...] = ()
-    """Shape of one input row, e.g. (1, 28, 28). Empty when unknown; export needs it."""
+    """Shape of one input row, channels first, e.g. (1, 28, 28); (length,) for `parity`. Empty when unknown; export
+    needs it."""
 
     input_mean: tuple[float, ...] = ()
     """Per channel (or one for all): subtracted from the input first thing in `encode`. Empty: nothing is."""
@@ -113,8 +119,15 @@ class CTMConfig:
             raise ValueError(f"heads must divide attention_width {self.attention_width}, got {self.heads}")
         for name in ("dropout", "nlm_dropout"):
             rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
+            if rate is None and name == "nlm_dropout":
+                continue
+            if not _is_number(rate) or not 0 <= rate < 1:
+                raise ValueError(f"{name} must be a number in [0, 1), got {rate!r}")
+        for name in ("prediction_shape", "input_shape", "input_mean", "input_std"):
+            values = getattr(self, name)
+            if not isinstance(values, (tuple, list)):
+                raise ValueError(f"{name} must be a list, got {values!r}")
+            object.__setattr__(self, name, tuple(values))  # The only way in while we are being made.
         self._check_neurons()
         self._check_prediction()
         self._check_input()
@@ -147,8 +160,31 @@ class CTMConfig:
         allowed = positionals_of(self.backbone)
         if self.positional not in allowed:
             raise ValueError(f"positional for backbone {self.backbone} must be one of {allowed}, got {self.positional}")
+        self._check_input_shape()
+        self._check_normalisation()
+
+    def _check_input_shape(self) -> None:
         for size in self.input_shape:
             _check_count("each size in input_shape", size)
+        channels, axes = self.in_channels, len(self.input_shape)
+        if self.backbone == "parity":
+            form, fits = "(length,)", axes == 1
+        elif self.backbone == "none":
+            form, fits = f"({channels}, ...), channels first", axes > 1 and self.input_shape[0] == channels
+        else:
+            form, fits = f"({channels}, height, width)", axes == 3 and self.input_shape[0] == channels
+        if self.input_shape and not fits:
+            raise ValueError(f"input_shape for backbone {self.backbone} must be {form}, got {self.input_shape}")
+
+    def _check_normalisation(self) -> None:
+        for name in ("input_mean", "input_std"):
+            values = getattr(self, name)
+            if not all(map(_is_number, values)):
+                raise ValueError(f"{name} must be numbers, got {values}")
+            if not all(abs(value) <= _LARGEST for value in values):
+                raise ValueError(f"{name} must be finite in float32, got {values}")
+        if any(not std >= _SMALLEST_STD for std in self.input_std):
+            raise ValueError(f"input_std must be positive, at least {_SMALLEST_STD}, got {self.input_std}")
         if len(self.input_mean) != len(self.input_std):
             raise ValueError(
                 f"input_mean and input_std must be equally long, got {self.input_mean} and {self.input_std}"
@@ -159,8 +195,6 @@ class CTMConfig:
             raise ValueError(
                 f"input_mean must have 1 or in_channels = {self.in_channels} values, got {self.input_mean}"
             )
-        if any(not std > 0 for std in self.input_std):
-            raise ValueError(f"input_std must be positive, got {self.input_std}")
 
     @property
     def answer_shape(self) -> tuple[int, ...]:
@@ -193,10 +227,7 @@ class CTMConfig:
             raise ValueError(f"unknown CTM settings {unknown}, allowed are {sorted(known)}")
         if missing := sorted(set(_COUNTS) - values.keys()):
             raise ValueError(f"missing CTM settings {missing}")
-        settings: dict[str, Any] = {
-            n: tuple(value) if isinstance(value, list) else value for n, value in values.items()
-        }
-        return cls(**settings)
+        return cls(**values)
 
 
 def positionals_of(backbone: str) -> tuple[str, ...]:
@@ -204,6 +235,10 @@ def positionals_of(backbone: str) -> tuple[str, ...]:
     if backbone == "none":
         return ("none",)
     return ("none", *LINE_POSITIONALS) if backbone == "parity" else ("none", *PLANE_POSITIONALS)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_count(name: str, value: object) -> None:

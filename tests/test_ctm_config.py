@@ -30,8 +30,12 @@ SMALL = {
         pytest.param({"heads": 3}, "heads must divide attention_width 8, got 3", id="heads do not divide"),
         pytest.param({"synapse_depth": 0}, "synapse_depth", id="no synapse"),
         pytest.param({"nlm_deep": 1}, "nlm_deep must be true or false, got 1", id="a count for a truth value"),
-        pytest.param({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1\.0", id="everything dropped"),
+        pytest.param({"dropout": 1.0}, r"dropout must be a number in \[0, 1\), got 1\.0", id="everything dropped"),
         pytest.param({"nlm_dropout": -0.1}, "nlm_dropout", id="negative dropout"),
+        pytest.param({"dropout": None}, r"dropout must be a number in \[0, 1\), got None", id="no dropout at all"),
+        pytest.param({"dropout": "0.1"}, "dropout must be a number .* got '0.1'", id="text for a rate"),
+        pytest.param({"dropout": True}, "dropout must be a number .* got True", id="a truth value for a rate"),
+        pytest.param({"nlm_dropout": float("nan")}, "nlm_dropout must be .* got nan", id="a rate that is no number"),
         pytest.param({"energy_hidden": 0}, "energy_hidden", id="empty energy head"),
         pytest.param({"neuron_selection": "best"}, "neuron_selection must be one of .* got 'best'", id="selection"),
         pytest.param(
@@ -54,7 +58,46 @@ SMALL = {
         pytest.param({"backbone": "parity", "positional": "custom-rotational"}, "parity", id="a plane on a line"),
         pytest.param({"backbone": "digit", "positional": "custom-rotational-1d"}, "digit", id="a line on a plane"),
         pytest.param({"input_shape": (1, 0)}, "each size in input_shape", id="empty input"),
+        pytest.param({"input_shape": None}, "input_shape must be a list, got None", id="None for a shape"),
+        pytest.param({"prediction_shape": 10}, "prediction_shape must be a list, got 10", id="a number for a shape"),
+        pytest.param({"input_mean": "0.5"}, "input_mean must be a list, got '0.5'", id="text for a list"),
+        pytest.param(
+            {"backbone": "digit", "input_shape": (3, 28, 28)},
+            r"must be \(1, height, width\), got \(3, 28, 28\)",
+            id="an image of other channels",
+        ),
+        pytest.param(
+            {"backbone": "digit", "input_shape": (1, 28)},
+            r"must be \(1, height, width\), got \(1, 28\)",
+            id="a line for an image",
+        ),
+        pytest.param(
+            {"input_shape": (3, 9)}, r"must be \(1, \.\.\.\), .* got \(3, 9\)", id="features of other channels"
+        ),
+        pytest.param({"input_shape": (1,)}, r"must be \(1, \.\.\.\), .* got \(1,\)", id="features without positions"),
+        pytest.param(
+            {"backbone": "parity", "input_shape": (1, 8, 8)},
+            r"parity must be \(length,\), got \(1, 8, 8\)",
+            id="an image for signs",
+        ),
         pytest.param({"input_mean": (0.5,)}, "equally long", id="mean without deviation"),
+        pytest.param(
+            {"input_mean": (float("nan"),), "input_std": (1.0,)},
+            r"input_mean must be finite .* got \(nan,\)",
+            id="a mean that is no number",
+        ),
+        pytest.param({"input_mean": ("x",), "input_std": (1.0,)}, "input_mean must be numbers", id="text for a mean"),
+        pytest.param(
+            {"input_mean": (0.5,), "input_std": (float("inf"),)},
+            r"input_std must be finite .* got \(inf,\)",
+            id="infinite deviation",
+        ),
+        pytest.param(
+            {"input_mean": (0.5,), "input_std": (1e39,)}, "finite in float32", id="infinite deviation in float32"
+        ),
+        pytest.param(
+            {"input_mean": (0.5,), "input_std": (1e-60,)}, "input_std must be positive", id="no deviation in float32"
+        ),
         pytest.param({"input_mean": (0.5, 0.5), "input_std": (1.0, 1.0)}, "1 or in_channels = 1", id="channels"),
         pytest.param({"input_mean": (0.5,), "input_std": (0.0,)}, "input_std must be positive", id="no deviation"),
         pytest.param({"backbone": "parity", "input_mean": (0.0,), "input_std": (1.0,)}, "signs", id="mean of signs"),
@@ -98,6 +141,13 @@ def test_unknown_and_missing_settings_are_named(change, message):
     values = {name: value for name, value in {**SMALL, **change}.items() if value is not None}
     with pytest.raises(ValueError, match=message):
         CTMConfig.from_dict(values)
+
+
+def test_a_list_is_as_good_as_a_tuple():
+    shapes = {"prediction_shape": [2, 5], "input_shape": [1, 9], "input_mean": [0.1], "input_std": [1]}
+    config = CTMConfig(**SMALL, **shapes)
+    assert {name: getattr(config, name) for name in shapes} == {name: tuple(value) for name, value in shapes.items()}
+    assert hash(config) == hash(CTMConfig.from_dict(config.to_dict()))
 
 
 def test_a_configuration_is_frozen():

@@ -7,6 +7,7 @@ fit is an error that says so, never a layer left at random.
 import argparse
 import json
 import pickle
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ctm.config import CTMConfig
 from ctm.model import CTM
+from ctm.reference_checks import check_shapes, check_sizes, check_tensors
 from ctm.reference_config import (
     ReferenceFormatError,
     config_from_reference,
@@ -36,6 +38,11 @@ WEIGHTS_NAME = "model.safetensors"
 _UNREADABLE = (
     *(pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError),
     *(AttributeError, LookupError, TypeError, ValueError),
+)
+_ALLOWED = "tensors, plain values and one argparse.Namespace alone"
+_SAVE_ANEW = (
+    "where you trust the file, load it with weights_only=False and save it anew with "
+    "torch.save({'state_dict': ..., 'args': ...}, path), numbers in args being Python's own"
 )
 
 
@@ -59,11 +66,17 @@ def load_reference(source: str | Path) -> CTM:
 
 
 def from_reference(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> CTM:
-    """A model from the keyword arguments of the reference's constructor and its state dict; in eval mode."""
+    """A model from the keyword arguments of the reference's constructor and its state dict; in eval mode.
+
+    Raises:
+        ReferenceFormatError: the settings make no model, or the weights are not those of the model they make.
+    """
+    check_tensors(weights)
     config = config_from_reference(settings, weights)
+    check_sizes(config, weights)
     with torch.random.fork_rng(devices=[]):  # Loading draws nothing that the caller would notice.
+        check_shapes(config, weights_to_reference(config, _without_memory(config).state_dict()), weights)
         model = CTM(config)
-    _check(config, weights_to_reference(config, model.state_dict()), weights)
     model.load_state_dict(weights_from_reference(config, model.state_dict(), weights))
     return model.eval()
 
@@ -83,6 +96,16 @@ def save_reference(model: CTM, folder: str | Path) -> None:
     (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def _without_memory(config: CTMConfig) -> CTM:
+    """The model's names and shapes, for which no memory is asked: wrong settings can make any size of it."""
+    try:
+        with torch.device("meta"):
+            return CTM(config)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ReferenceFormatError(f"settings of which no model can be made: {reason}") from error
+
+
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and weights of a `.pt` file: `args` beside `model_state_dict` or `state_dict`."""
     try:
@@ -91,14 +114,16 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (FileNotFoundError, PermissionError):
         raise
     except _UNREADABLE as error:
-        raise ReferenceFormatError(
-            f"{path} is not made of tensors, plain values and one argparse.Namespace alone: {error}"
-        ) from error
+        if met := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ReferenceFormatError(f"{path} holds {met[1]}, allowed are {_ALLOWED}: {_SAVE_ANEW}") from error
+        raise ReferenceFormatError(f"{path} is not made of {_ALLOWED}: {error}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("args"), argparse.Namespace):
         raise ReferenceFormatError(f"{path} has no `args`, an argparse.Namespace, to build the model from")
     weights = checkpoint.get("model_state_dict", checkpoint.get("state_dict"))
     if not isinstance(weights, dict):
         raise ReferenceFormatError(f"{path} has neither model_state_dict nor state_dict, but {list(checkpoint)}")
+    if others := [name for name, weight in weights.items() if not isinstance(name, str)]:
+        raise ReferenceFormatError(f"{path} holds weights whose names are no text: {others}")
     if others := [name for name, weight in weights.items() if not isinstance(weight, Tensor)]:
         raise ReferenceFormatError(f"{path} holds weights that are no tensors: {others}")
     return settings_from_arguments(vars(checkpoint["args"])), weights
@@ -112,7 +137,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         settings = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         weights = load_file(folder / WEIGHTS_NAME)
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise ReferenceFormatError(f"{folder} is not readable: {error}") from error
     if not isinstance(settings, dict):
         raise ReferenceFormatError(f"{folder / CONFIG_NAME} must hold an object, got {type(settings).__name__}")
@@ -124,27 +149,9 @@ def _download(repository: str) -> Path:
     if repository.count("/") != 1 or repository.startswith((".", "/")):
         raise FileNotFoundError(f"{repository} is no file, no folder and no repository id (owner/name)")
     import huggingface_hub  # Only needed here; a file on disk loads without it.
+    from huggingface_hub.errors import HFValidationError
 
-    return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
-
-
-def _check(config: CTMConfig, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Raise one error that names every weight that is missing, unknown, or not what the settings make it."""
-    wrong = [f"missing {name} {list(expected[name].shape)}" for name in expected if name not in weights]
-    wrong += [f"unknown {name}" for name in weights if name not in expected]
-    for name, tensor in expected.items():
-        if name in weights and weights[name].shape != tensor.shape:
-            wrong.append(f"{name} is {list(weights[name].shape)}, expected {list(tensor.shape)}")
-        elif name in weights and "_neuron_indices_" in name:
-            wrong += _check_neurons(config, name, tensor, weights[name])
-    if wrong:
-        raise ReferenceFormatError("the weights do not fit the settings: " + "; ".join(wrong))
-
-
-def _check_neurons(config: CTMConfig, name: str, expected: Tensor, neurons: Tensor) -> list[str]:
-    if neurons.is_floating_point() or neurons.min() < 0 or neurons.max() >= config.width:
-        return [f"{name} must hold neurons 0 to {config.width - 1}"]
-    if config.neuron_selection == "first-last" and not torch.equal(neurons, expected):
-        # The reference would overlook them and take the first and last neurons all the same.
-        return [f"{name} holds other neurons than first-last selects"]
-    return []
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+    except HFValidationError as error:
+        raise ReferenceFormatError(f"{repository!r} is no repository id (owner/name): {error}") from error

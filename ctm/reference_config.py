@@ -1,6 +1,8 @@
 """The settings of the reference implementation, and ours."""
 
 from collections.abc import Mapping
+from math import prod
+from reprlib import repr as short
 from typing import Any
 
 from torch import Tensor
@@ -57,7 +59,7 @@ def config_from_reference(settings: Mapping[str, Any], weights: Mapping[str, Ten
         weights: the reference's state dict, for what the settings do not say: how many channels come in.
     """
     known = {*_KEYWORDS.values(), *_ENERGY_KEYWORDS, _OURS}
-    if unknown := sorted(settings.keys() - known):
+    if unknown := sorted(map(str, settings.keys() - known)):
         raise ReferenceFormatError(f"unknown settings {unknown}, known are {sorted(known)}")
     if missing := [name for name in _REQUIRED if name not in settings]:
         raise ReferenceFormatError(f"missing settings {missing}")
@@ -65,12 +67,12 @@ def config_from_reference(settings: Mapping[str, Any], weights: Mapping[str, Ten
     values["prediction_shape"] = _prediction_shape(settings.get("prediction_reshaper"), settings["out_dims"])
     values["backbone"] = str(values["backbone"]).removesuffix("_backbone")
     values["in_channels"] = _in_channels(values["backbone"], weights)
-    if settings.get("energy_head_enabled", _ENERGY_WEIGHT in weights):
-        found = len(weights[_ENERGY_WEIGHT]) if _ENERGY_WEIGHT in weights else ENERGY_HIDDEN
-        values["energy_hidden"] = settings.get("energy_hidden_dim", found)
+    values["energy_hidden"] = _energy_hidden(settings, weights)
+    if values.get("neuron_selection", "random-pairing") != "random-pairing":
+        values["self_pairs"] = 0  # The reference's scripts say 256 by default, and its model then passes over it.
     try:
-        return CTMConfig.from_dict({**values, **settings.get(_OURS, {})})
-    except ValueError as error:
+        return CTMConfig.from_dict({**values, **_our_settings(settings)})
+    except (ValueError, RecursionError) as error:
         raise ReferenceFormatError(f"settings that make no CTM: {error}") from error
 
 
@@ -95,9 +97,12 @@ def settings_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = {_SCRIPT_NAMES.get(name, name): value for name, value in arguments.items()}
     if "backbone_type" not in settings and "resnet_type" in settings:
-        settings["backbone_type"] = f"{settings['resnet_type']}-{settings.get('resnet_feature_scales', [4])[-1]}"
+        scales = settings.get("resnet_feature_scales", [4])
+        if not isinstance(scales, (list, tuple)) or not scales:
+            raise ReferenceFormatError(f"resnet_feature_scales must be a list of stages, got {short(scales)}")
+        settings["backbone_type"] = f"{settings['resnet_type']}-{scales[-1]}"
     settings.setdefault("neuron_select_type", "first-last")
-    if "prediction_reshaper" not in settings and "out_dims" in settings:
+    if "prediction_reshaper" not in settings and isinstance(settings.get("out_dims"), int):
         if "maze_route_length" in settings or str(settings.get("dataset")).startswith("mazes"):
             settings["prediction_reshaper"] = [settings["out_dims"] // 5, 5]
         elif "parity_sequence_length" in settings:
@@ -106,15 +111,40 @@ def settings_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in known}
 
 
-def _prediction_shape(reshaper: list[int] | None, out_dims: int) -> tuple[int, ...]:
+def _prediction_shape(reshaper: object, out_dims: object) -> tuple[int, ...]:
     """The shape without its -1, and empty when it says no more than `out_dims` does."""
-    shape = list(reshaper or [-1])
-    if -1 in shape:
-        others = 1
-        for size in shape:
-            others *= 1 if size == -1 else size
-        shape[shape.index(-1)] = out_dims // others
-    return () if shape == [out_dims] else tuple(shape)
+    shape = [-1] if reshaper is None else reshaper
+    if not isinstance(shape, (list, tuple)) or not all(
+        type(size) is int and (size > 0 or size == -1) for size in shape
+    ):
+        raise ReferenceFormatError(f"prediction_reshaper must be a list of sizes, or -1 for one, got {short(reshaper)}")
+    if shape.count(-1) > 1:
+        raise ReferenceFormatError(f"prediction_reshaper may leave one size open with -1, got {short(reshaper)}")
+    if type(out_dims) is not int:
+        raise ReferenceFormatError(f"out_dims must be a whole number of at least 1, got {short(out_dims)}")
+    others = prod(size for size in shape if size != -1)
+    whole = tuple(out_dims // others if size == -1 else size for size in shape)
+    return () if whole == (out_dims,) else whole
+
+
+def _our_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What we keep beside the reference's settings; never one of those in other words."""
+    ours = settings.get(_OURS, {})
+    if not isinstance(ours, Mapping) or not ours.keys() <= set(_OUR_SETTINGS):
+        raise ReferenceFormatError(f"{_OURS} must be an object with keys of {_OUR_SETTINGS}, got {short(ours)}")
+    return ours
+
+
+def _energy_hidden(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
+    """The energy head's hidden width as the settings say it, or else its weights; None without a head."""
+    enabled = settings.get("energy_head_enabled", _ENERGY_WEIGHT in weights)
+    if not isinstance(enabled, bool):
+        raise ReferenceFormatError(f"energy_head_enabled must be true or false, got {short(enabled)}")
+    if not enabled:
+        return None
+    if "energy_hidden_dim" in settings:
+        return settings["energy_hidden_dim"]
+    return _rows_and_columns(weights, _ENERGY_WEIGHT)[0] if _ENERGY_WEIGHT in weights else ENERGY_HIDDEN
 
 
 def _in_channels(backbone: str, weights: Mapping[str, Tensor]) -> int:
@@ -124,6 +154,13 @@ def _in_channels(backbone: str, weights: Mapping[str, Tensor]) -> int:
     first = "kv_proj.0.weight" if backbone == "none" else "backbone.layers.0.weight"
     if backbone in RESNETS:
         first = "initial_rgb.weight"
-    if first not in weights or weights[first].dim() < 2:
+    if first not in weights:
         raise ReferenceFormatError(f"missing weight {first!r}, from which the input's channels would be read")
-    return weights[first].shape[1]
+    return _rows_and_columns(weights, first)[1]
+
+
+def _rows_and_columns(weights: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    shape = weights[name].shape
+    if len(shape) < 2:
+        raise ReferenceFormatError(f"{name} must have at least 2 dimensions, got shape {list(shape)}")
+    return shape[0], shape[1]

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -111,6 +112,44 @@ def test_old_arguments_are_understood(tmp_path, arguments, expected):
     assert {name: getattr(config, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("selection", "said", "self_pairs"),
+    [
+        pytest.param("random", 256, 0, id="random, the scripts' default"),
+        pytest.param("first-last", 256, 0, id="first-last, the scripts' default"),
+        pytest.param("random-pairing", 3, 3, id="drawn pairs"),
+    ],
+)
+def test_self_pairs_count_for_drawn_pairs_alone(tmp_path, selection, said, self_pairs):
+    model = build(neuron_selection=selection, backbone="parity", positional="custom-rotational-1d", in_channels=1,
+                  prediction_shape=(5, 2))  # fmt: skip
+    settings, weights = to_reference(model)
+    arguments = arguments_of(settings, n_random_pairing_self=said, parity_sequence_length=5)
+    torch.save({"model_state_dict": weights, "args": arguments}, tmp_path / "parity.pt")
+    loaded = load_reference(tmp_path / "parity.pt")
+    assert loaded.config.self_pairs == self_pairs
+    signs = torch.tensor([[1.0, -1, -1, 1, -1]])
+    with torch.no_grad():
+        assert torch.equal(loaded(signs).predictions, model(signs).predictions)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"out_dims": "10", "maze_route_length": 2}, "out_dims must be .* got '10'", id="text for a count"),
+        pytest.param(
+            {"backbone_type": ..., "resnet_type": "resnet18", "resnet_feature_scales": 2},
+            "resnet_feature_scales must be a list of stages, got 2", id="a number for scales",
+        ),
+    ],
+)  # fmt: skip
+def test_arguments_that_make_no_model_are_named(tmp_path, arguments, message):
+    settings, weights = to_reference(build(backbone="resnet18-1"))
+    torch.save({"state_dict": weights, "args": arguments_of(settings, **arguments)}, tmp_path / "ctm.pt")
+    with pytest.raises(ReferenceFormatError, match=message):
+        load_reference(tmp_path / "ctm.pt")
+
+
 class Intruder:
     """Unpickling one would create a file."""
 
@@ -125,7 +164,20 @@ class Intruder:
     ("extra", "message"),
     [
         pytest.param(lambda path: {"extra": Intruder(path)}, "argparse.Namespace alone", id="code"),
-        pytest.param(lambda path: {"extra": path}, "argparse.Namespace alone", id="another class"),
+        pytest.param(
+            lambda path: {"extra": path}, r"ctm\.pt holds pathlib\.\S*, .*argparse\.Namespace alone", id="another class"
+        ),
+        pytest.param(
+            lambda _: {"numpy_rng_state": np.random.RandomState(0).get_state()},
+            r"holds numpy\._?core\.multiarray\._reconstruct, .* alone: .*save it anew with torch\.save\(\{'state_dict'",
+            id="numpy's random state",
+        ),
+        pytest.param(
+            lambda _: {"accuracy": np.float64(0.5)},
+            r"holds numpy\._?core\.multiarray\.scalar, .*save it anew",
+            id="numpy's number",
+        ),
+        pytest.param(lambda _: {"state_dict": {0: torch.ones(1)}}, r"names are no text: \[0\]", id="numbers for names"),
         pytest.param(lambda _: {"args": {"iterations": 4}}, "has no `args`", id="arguments as a dictionary"),
         pytest.param(lambda _: {"state_dict": {"T": 1}}, r"no tensors: \['T'\]", id="numbers for weights"),
         pytest.param(lambda _: {"state_dict": None}, "neither model_state_dict nor state_dict", id="no weights"),
@@ -169,6 +221,55 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
         ),
         pytest.param({"energy_proj.2.bias": torch.zeros(1)}, r"unknown energy_proj\.2\.bias", id="half an energy head"),
         pytest.param({"kv_proj.0.weight": None}, r"missing weight 'kv_proj\.0\.weight'", id="channels not to be read"),
+        pytest.param(
+            {"energy_proj.0.weight": torch.ones(())}, r"energy_proj\.0\.weight must have at least 2 dim", id="no axes"
+        ),
+        pytest.param(
+            {"out_neuron_indices_left": torch.zeros(7, dtype=torch.complex64)},
+            "must hold integers, got torch.complex64",
+            id="complex neurons",
+        ),
+        pytest.param(
+            {"out_neuron_indices_left": torch.zeros(7, dtype=torch.bool)},
+            "must hold integers, got torch.bool",
+            id="truth values for neurons",
+        ),
+        pytest.param(
+            {"out_neuron_indices_left": torch.zeros(7)}, "must hold integers, got torch.float32", id="half neurons"
+        ),
+        pytest.param(
+            {"out_neuron_indices_left": torch.full((7,), -1)}, "must hold neurons 0 to 19", id="negative neuron"
+        ),
+        pytest.param({"q_proj.weight": torch.zeros(8, 5).to_sparse()}, "dense .* got .* torch.sparse_coo", id="sparse"),
+        pytest.param(
+            {"q_proj.weight": torch.zeros(8, 5, device="meta")}, "dense .* on the meta device", id="no values"
+        ),
+        *(
+            pytest.param(
+                {"q_proj.bias": torch.zeros(8, dtype=kind)},
+                f"q_proj.bias must hold floating-point numbers, got {kind}",
+                id=f"{kind} for a weight",
+            )
+            for kind in (torch.int64, torch.int8, torch.bool, torch.complex64)
+        ),
+        pytest.param({"q_proj.bias": torch.full((8,), torch.nan)}, r"q_proj\.bias must hold finite .* NaN", id="NaN"),
+        pytest.param(
+            {"decay_params_out": torch.full((7,), torch.nan)}, "decay_params_out must hold finite", id="NaN decay"
+        ),
+        pytest.param({"decay_params_out": torch.full((7,), torch.inf)}, "finite .* infinity", id="infinite decay"),
+        pytest.param(
+            {"q_proj.bias": torch.full((8,), 1e300, dtype=torch.float64)},
+            "finite .* infinity",
+            id="infinite in float32",
+        ),
+        pytest.param(
+            {"trace_processor.0.0.T": torch.zeros(1)}, r"0\.0\.T must be a temperature other than 0", id="no heat"
+        ),
+        pytest.param(
+            {"q_proj.bias": torch.full((8,), torch.nan), "decay_params_out": torch.zeros(7, dtype=torch.int32)},
+            r"q_proj\.bias must hold finite .* NaN; decay_params_out must hold floating",
+            id="two that are of no use",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(change, message):
@@ -182,15 +283,51 @@ def test_weights_that_do_not_fit_are_named(change, message):
     ("change", "message"),
     [
         pytest.param({"itarations": 3}, r"unknown settings \['itarations'\]", id="unknown"),
-        pytest.param({"d_model": None}, r"missing settings \['d_model'\]", id="missing"),
+        pytest.param({"d_model": ...}, r"missing settings \['d_model'\]", id="missing"),
         pytest.param({"heads": 0}, "heads must be a whole number of at least 1, got 0", id="no heads"),
         pytest.param({"backbone_type": "vgg"}, "backbone must be one of", id="backbone"),
         pytest.param({"d_model": 24}, r"start_activated_state is \[20\], expected \[24\]", id="another width"),
+        pytest.param({"dropout": None}, "dropout must be a number .* got None", id="no dropout at all"),
+        pytest.param({"dropout": "0.1"}, "dropout must be a number .* got '0.1'", id="text for a rate"),
+        pytest.param({"dropout_nlm": "x"}, "nlm_dropout must be a number .* got 'x'", id="text for another rate"),
+        pytest.param({"prediction_reshaper": [-1, 0]}, r"must be a list of sizes, .* got \[-1, 0\]", id="size 0"),
+        pytest.param({"prediction_reshaper": -1}, "must be a list of sizes, .* got -1", id="a number for a shape"),
+        pytest.param({"prediction_reshaper": [2.0, 5]}, "must be a list of sizes", id="a size that is not whole"),
+        pytest.param({"prediction_reshaper": [-1, -1]}, "one size open", id="two open sizes"),
+        pytest.param({"prediction_reshaper": [-1, 3]}, "must hold out_dims = 10", id="no size closes it"),
+        pytest.param({"out_dims": "4", "prediction_reshaper": [2, -1]}, "out_dims must be .* got '4'", id="text"),
+        pytest.param({"energy_head_enabled": "no"}, "must be true or false, got 'no'", id="text for a truth value"),
+        pytest.param({"ctm_serving": None}, "ctm_serving must be an object .* got None", id="nothing of ours"),
+        pytest.param({"ctm_serving": [1]}, r"ctm_serving must be an object .* got \[1\]", id="a list of ours"),
+        pytest.param({"ctm_serving": {"heads": 4}}, "with keys of .* got {'heads': 4}", id="theirs among ours"),
+        pytest.param(
+            {"ctm_serving": {"input_mean": "0.5", "input_std": [1.0]}},
+            "input_mean must be a list, got '0.5'",
+            id="mean",
+        ),
+        pytest.param(
+            {"ctm_serving": {"input_mean": ["0.5"], "input_std": [1.0]}},
+            "input_mean must be numbers",
+            id="text in a mean",
+        ),
+        pytest.param(
+            {"ctm_serving": {"input_mean": [float("nan")], "input_std": [1.0]}},
+            r"finite .* got \(nan,\)",
+            id="NaN mean",
+        ),
+        pytest.param({"d_model": 10**15}, r"hold \d+ numbers, too few for width = 10{15}$", id="absurd width"),
+        pytest.param({"n_synch_out": 10**15}, "too few for out_pairs = 10{15}$", id="absurd number of pairs"),
+        pytest.param({"memory_length": 10**15}, "too few for memory = 10{15}$", id="absurd memory"),
+        pytest.param({"synapse_depth": 10**15}, "too few for synapse_depth = 10{15}$", id="absurd depth"),
+        pytest.param({"out_dims": 10**15}, "too few for out_dims = 10{15}$", id="absurd prediction"),
+        pytest.param({"memory_hidden_dims": 10**18}, "of which no model can be made", id="absurd hidden width"),
+        pytest.param({"memory_hidden_dims": 10**30}, "of which no model can be made", id="hidden width of no integer"),
+        pytest.param({"memory_hidden_dims": 10**9}, r"w1 is .*, expected \[3, 2000000000, 20\]", id="no such memory"),
     ],
 )
 def test_settings_that_make_no_model_are_named(change, message):
     settings, weights = to_reference(build(backbone="shallow-wide" if "backbone_type" in change else "none"))
-    changed = {name: value for name, value in {**settings, **change}.items() if value is not None}
+    changed = {name: value for name, value in {**settings, **change}.items() if value is not ...}
     with pytest.raises(ReferenceFormatError, match=message):
         from_reference(changed, weights)
 
@@ -246,6 +383,12 @@ def test_what_is_not_there_is_not_downloaded(source):
         load_reference(source)
 
 
+@pytest.mark.parametrize("source", ["a b/c", "a--b/c", "a/.b", "a/b.git"])
+def test_what_is_no_repository_id_is_refused(source):
+    with pytest.raises(ReferenceFormatError, match=f"'{source}' is no repository id"):
+        load_reference(source)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
@@ -253,6 +396,11 @@ def test_what_is_not_there_is_not_downloaded(source):
         pytest.param("model.safetensors", None, FileNotFoundError, r"has no model\.safetensors", id="no weights"),
         pytest.param("config.json", b"{", ReferenceFormatError, "not readable", id="half a file of settings"),
         pytest.param("config.json", b"[]", ReferenceFormatError, "must hold an object, got list", id="a list"),
+        pytest.param(
+            "config.json", "{}".encode("utf-16"), ReferenceFormatError, "not readable", id="settings in UTF-16"
+        ),
+        pytest.param("config.json", b"[" * 100_000, ReferenceFormatError, "not readable", id="settings too deep"),
+        pytest.param("config.json", b"9" * 5_000, ReferenceFormatError, "not readable", id="a number too long"),
         pytest.param("model.safetensors", b"torn", ReferenceFormatError, "not readable", id="half a file of weights"),
     ],
 )

@@ -73,7 +73,25 @@ def test_every_intermediate_of_every_tick_agrees(replayed):
     recorded = {f"{group}/{key}": value for group in ("out", "track") for key, value in recording.group(group).items()}
     assert not recorded.keys() - ours.keys(), "recorded, but not compared"
     differences = {key: golden.scaled_difference(ours[key].detach().numpy(), value) for key, value in recorded.items()}
-    assert {key: value for key, value in differences.items() if value > recording.tolerance} == {}
+    assert beyond(differences, recording.tolerance) == {}
+
+
+def beyond(differences: dict[str, float], tolerance: float) -> dict[str, float]:
+    """Those that are not within the tolerance; what is no number is not."""
+    return {key: value for key, value in differences.items() if not value <= tolerance}
+
+
+@pytest.mark.parametrize(
+    ("difference", "fails"),
+    [
+        pytest.param(1e-6, False, id="at the tolerance"),
+        pytest.param(2e-6, True, id="beyond it"),
+        pytest.param(float("inf"), True, id="infinite"),
+        pytest.param(float("nan"), True, id="no number"),
+    ],
+)
+def test_a_difference_fails_unless_it_is_within_the_tolerance(difference, fails):
+    assert list(beyond({"near": 0.0, "far": difference}, 1e-6)) == ["far"] * fails
 
 
 @pytest.mark.parametrize("name", golden.names(lambda meta: is_ctm(meta) and "grad" in meta))
@@ -101,7 +119,7 @@ def test_losses_and_gradients_agree(name):
         key: np.abs(gradients[key].numpy() - value).max() / max(np.abs(value).max(), 1e-3)
         for key, value in recording.group("grad").items()
     }
-    assert {key: value for key, value in differences.items() if value > 2e-5} == {}
+    assert beyond(differences, 2e-5) == {}
 
 
 def loss_of(recording: golden.Recording, thoughts: Thoughts, targets: Tensor) -> Loss:

@@ -41,7 +41,7 @@ class Agreement:
     """Rows that ran freely."""
 
 
-class _Step(NamedTuple):
+class _Tick(NamedTuple):
     """One of eager's ticks: what goes into a `tick` graph and what should come out."""
 
     arguments: list[Array]
@@ -104,11 +104,11 @@ def _one_tick(model: CTM, program: Program, artefact: Artefact, inputs: Tensor, 
 
     names = [f"next_{spec.name}" for spec in program.state] + [spec.name for spec in program.outputs]
     worst = []
-    for tick, step in enumerate(_eager_ticks(model, program, inputs), start=1):
-        results = artefact.tick([*context, *step.arguments])
-        differences = [_difference(value, expected) for value, expected in zip(results, step.results, strict=True)]
+    for number, eager in enumerate(_eager_ticks(model, program, inputs), start=1):
+        results = artefact.tick([*context, *eager.arguments])
+        differences = [_difference(value, expected) for value, expected in zip(results, eager.results, strict=True)]
         for name, difference in zip(names, differences, strict=True):
-            _check(difference, tolerance, f"{backend} tick {tick}, {rows} rows: {name}")
+            _check(difference, tolerance, f"{backend} tick {number}, {rows} rows: {name}")
         worst.append(max(differences))
     return np.array(worst)
 
@@ -117,14 +117,14 @@ def _free_running(model: CTM, program: Program, artefact: Artefact, inputs: Tens
     """The largest difference at each tick, [T], and the certainties of eager and artefact, [N, T] each."""
     place = len(program.state) + [spec.role for spec in program.outputs].index("certainty")
     context, state = artefact.encode([inputs.numpy()]), None
-    differences, eager, own = [], [], []
-    for step in _eager_ticks(model, program, inputs):
-        results = artefact.tick([*context, *(step.arguments if state is None else state)])
+    differences, theirs, own = [], [], []
+    for eager in _eager_ticks(model, program, inputs):
+        results = artefact.tick([*context, *(eager.arguments if state is None else state)])
         state = results[: len(program.state)]
-        differences.append(max(map(_difference, results, step.results)))
-        eager.append(step.results[place])
+        differences.append(max(map(_difference, results, eager.results)))
+        theirs.append(eager.results[place])
         own.append(results[place])
-    return np.array(differences), np.stack(eager, axis=1), np.stack(own, axis=1)
+    return np.array(differences), np.stack(theirs, axis=1), np.stack(own, axis=1)
 
 
 @torch.inference_mode()
@@ -133,7 +133,7 @@ def _encode(model: CTM, inputs: Tensor) -> Context:
 
 
 @torch.inference_mode()
-def _eager_ticks(model: CTM, program: Program, inputs: Tensor) -> Iterator[_Step]:
+def _eager_ticks(model: CTM, program: Program, inputs: Tensor) -> Iterator[_Tick]:
     """Every tick that the model itself makes of these rows, as the program's tensors."""
     context, state = model.encode(inputs), model.start(len(inputs))
     done = torch.zeros(len(inputs), dtype=torch.int64)
@@ -148,7 +148,7 @@ def _eager_ticks(model: CTM, program: Program, inputs: Tensor) -> Iterator[_Step
             "attention": output.attention,
         }
         wanted = [outputs[spec.name] for spec in program.outputs]
-        yield _Step(arguments, _arrays((*pack_state(state, done), *wanted)))
+        yield _Tick(arguments, _arrays((*pack_state(state, done), *wanted)))
 
 
 def _arrays(tensors: Sequence[Tensor | None]) -> list[Array]:

@@ -1,7 +1,6 @@
 """From a source to a published bundle: write the graphs, compare them with eager, describe, publish."""
 
 import platform
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ from export.agreement import Agreement, measure_agreement
 from export.artefact import OnnxArtefact, TorchScriptArtefact
 from export.bundle import draft, publish
 from export.card import write_card
+from export.commit import describe_commit
 from export.manifest import (
     describe_artefact,
     describe_files,
@@ -124,7 +124,7 @@ def _set_defaults(manifest: Manifest, publication: Publication) -> None:
             setattr(manifest.stop, field, value)
     provenance = manifest.provenance
     provenance.export_command = publication.command
-    provenance.commit = _commit()
+    provenance.commit = describe_commit(Path(__file__).parent)
     provenance.created = datetime.now(UTC).isoformat(timespec="seconds")
     for package in ("ctm-serving", "torch", "onnx", "onnxscript", "onnxruntime"):
         if installed := _version(package):
@@ -136,13 +136,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return ""
-
-
-def _commit() -> str:
-    """Of the code that exports, with a mark if it was changed since; empty outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
         return ""

@@ -1,6 +1,7 @@
 """The model card: `README.md` of a bundle, with front matter as Hugging Face reads it."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def _pipeline(manifest: Manifest) -> str:
 
 
 def _introduction(manifest: Manifest) -> str:
-    task = f" for the task *{manifest.task}*" if manifest.task else ""
+    task = f" for the task *{_plain(manifest.task)}*" if manifest.task else ""
     stop = ""
     if manifest.stop.HasField("certainty_threshold"):
         threshold = _g(manifest.stop.certainty_threshold)
@@ -82,7 +83,7 @@ def _tensors(manifest: Manifest) -> str:
         ("", "tensor", "datatype", "shape of a row", ""),
         [(kind, f"`{spec.name}`", spec.datatype, str(list(spec.shape)), _note(spec)) for kind, spec in rows],
     )
-    labels = ", ".join(manifest.labels[:20]) + (" …" if len(manifest.labels) > 20 else "")
+    labels = ", ".join(map(_plain, manifest.labels[:20])) + (" …" if len(manifest.labels) > 20 else "")
     return f"## In and out\n\n{table}" + (f"\n\nClasses: {labels}." if labels else "")
 
 
@@ -145,16 +146,13 @@ def _quality(manifest: Manifest, quality: Quality) -> str:
 def _origin(manifest: Manifest) -> str:
     provenance = manifest.provenance
     lines = ["## Where it comes from"]
-    if provenance.command:
-        lines.append(f"```sh\n{provenance.command}\n{provenance.export_command}\n```")
-    else:
-        lines.append(f"```sh\n{provenance.export_command}\n```")
+    lines.append(_code(*filter(None, (provenance.command, provenance.export_command))))
     facts = []
     if provenance.command:
         facts.append(("seed", str(provenance.seed)))
     facts += [("data", provenance.data), ("commit", provenance.commit), ("created", provenance.created)]
     facts.append(("versions", ", ".join(f"{name} {number}" for name, number in sorted(provenance.versions.items()))))
-    lines.append("\n".join(f"- {name}: {value}" for name, value in facts if value))
+    lines.append("\n".join(f"- {name}: {_plain(value)}" for name, value in facts if value))
     lines.append("In commands, absolute paths are shortened to their last part.")
     return "\n\n".join(lines)
 
@@ -200,6 +198,18 @@ def _limits(manifest: Manifest, quality: Quality | None) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text from elsewhere on one line, with nothing in it that Markdown or HTML would act on."""
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))
+
+
+def _code(*lines: str) -> str:
+    """Commands in a fence, one that nothing in them can close."""
+    text = "\n".join(lines)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}sh\n{text}\n{fence}"
 
 
 def _g(value: float) -> str:

@@ -14,8 +14,9 @@ from ctm.reference import ReferenceFormatError
 from export.build import Publication, build_bundle
 from export.bundle import check_name
 from export.errors import ExportError
+from export.interrupt import Terminated, terminable
 from export.quality import Quality, measure_on_task
-from export.settings import Command, StopOptions
+from export.settings import MOST_TICKS, Command, StopOptions
 from export.source import Source, from_checkpoint, from_reference, portable, random_inputs
 
 PROGRAM = "ctm-export"
@@ -31,17 +32,21 @@ REFERENCE_ROWS = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 when the bundle is published, 2 when it cannot be, 130 when interrupted."""
+    """Exit status: 0 when the bundle is published, 2 when it cannot be, 130 or 143 when told to stop."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         command = tyro.cli(Command, args=list(arguments), prog=PROGRAM, description=DESCRIPTION)
-        print(run(command, portable([PROGRAM, *arguments])))
+        with terminable():
+            print(run(command, portable([PROGRAM, *arguments])))
     except EXPECTED as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; nothing was published", file=sys.stderr)
         return 130
+    except Terminated:
+        print(f"{PROGRAM}: terminated; nothing was published", file=sys.stderr)
+        return 143
     return 0
 
 
@@ -59,7 +64,7 @@ def run(command: Command, typed: str) -> Path:
     publication = Publication(
         store=command.store,
         name=name,
-        tick_cap=stop.tick_cap or 2 * source.model.config.ticks,
+        tick_cap=_tick_cap(stop, source),
         certainty_threshold=measured.threshold,
         abstain_below=stop.abstain_below,
         patience=stop.patience,
@@ -100,8 +105,9 @@ def _source(command: Command) -> Source:
 
 def _check_model(stop: StopOptions, source: Source) -> None:
     """What only the model can tell of an option."""
-    ticks = source.model.config.ticks
-    cap = stop.tick_cap or 2 * ticks
+    ticks, cap = source.model.config.ticks, _tick_cap(stop, source)
+    if ticks > MOST_TICKS:
+        raise ExportError(f"at most {MOST_TICKS} ticks can be exported, the model has {ticks}")
     if cap < ticks:
         raise ExportError(f"--tick-cap must be at least the model's {ticks} ticks, got {cap}")
     if stop.patience is not None and stop.patience > cap:
@@ -111,10 +117,16 @@ def _check_model(stop: StopOptions, source: Source) -> None:
             raise ExportError(f"{option} needs a model with an energy head, this one has none")
 
 
+def _tick_cap(stop: StopOptions, source: Source) -> int:
+    return min(2 * source.model.config.ticks, MOST_TICKS) if stop.tick_cap is None else stop.tick_cap
+
+
 def _name(command: Command, source: Source) -> str:
-    if command.name is None and not source.task:
+    if command.name is not None:
+        return command.name
+    if not source.task:
         raise ExportError("--name must say what the model is called")
-    return command.name or source.task
+    return source.task
 
 
 def _measure(command: Command, source: Source) -> _Measured:
@@ -122,7 +134,9 @@ def _measure(command: Command, source: Source) -> _Measured:
     if command.without_quality or not source.config:
         rows = min(command.agreement_rows, REFERENCE_ROWS)
         return _Measured(source=source, inputs=random_inputs(source, rows), threshold=command.stop.threshold)
-    data_dir = command.data_dir or _trained_on(source)
+    if "task" not in source.config:
+        raise ExportError("the checkpoint does not say what its task is; --without-quality exports without measuring")
+    data_dir = _trained_on(source) if command.data_dir is None else command.data_dir
     quality, inputs, data = measure_on_task(
         source.model,
         source.config["task"],
@@ -138,8 +152,8 @@ def _measure(command: Command, source: Source) -> _Measured:
 
 def _trained_on(source: Source) -> Path | None:
     """The folder that training read its data from, if it is still there."""
-    data_dir = source.config.get("run", {}).get("data_dir")
-    return Path(data_dir) if data_dir and Path(data_dir).is_dir() else None
+    data_dir = source.data_dir
+    return data_dir if data_dir is not None and data_dir.is_dir() else None
 
 
 def _say(sentence: str) -> None:

@@ -13,18 +13,17 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ctm.calibration import calibration_error
-from ctm.frontier import THRESHOLDS, FrontierPoint, frontier, stopping
+from ctm.frontier import THRESHOLDS, FrontierPoint, frontier, most_certain_accuracy
 from ctm.judge import Judged, judge
 from ctm.model import CTM
 from ctm.tasks import Task, TaskConfig, load_task
 from ctm.tasks.fetch import FetchError
 from ctm.tasks.idx import IdxError
+from export.agreement import ROW_COUNTS
 from export.errors import ExportError
 
 CANDIDATES = (*(round(0.5 + 0.01 * index, 2) for index in range(50)), 0.995, 0.999, 1.0)
 """Thresholds that may be shipped."""
-NEVER = 2.0
-"""A threshold beyond all certainty: every tick is run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +72,7 @@ def measure_on_task(
     """
     try:
         task = open_task(settings, data_dir)
+        _check_task(task, model)
         rule = "The threshold was given, not chosen."
         if threshold is None:
             threshold = choose_threshold(judge(model, task.held_out), max_accuracy_loss)
@@ -102,7 +102,26 @@ def open_task(settings: Mapping[str, Any], data_dir: Path | None) -> Task:
         config = TypeAdapter(TaskConfig).validate_python({key: settings[key] for key in settings if key in known})
     except ValidationError as error:
         raise ExportError(f"the checkpoint's task is none that is known here: {error.errors()[0]['msg']}") from error
-    return load_task(config, data_dir)
+    try:
+        return load_task(config, data_dir)
+    except IdxError:
+        raise  # of the data, though it is a ValueError as the settings' are
+    except ValueError as error:
+        raise ExportError(f"the checkpoint's task: {error}") from error
+
+
+def _check_task(task: Task, model: CTM) -> None:
+    theirs, ours = (task.input_shape, task.prediction_shape), (model.config.input_shape, model.config.answer_shape)
+    if theirs != ours:
+        raise ExportError(
+            f"the checkpoint's task, {task.name}, has inputs and predictions of shapes {theirs[0]} and {theirs[1]}, "
+            f"its model of {ours[0]} and {ours[1]}"
+        )
+    if len(task.held_out) < max(ROW_COUNTS):
+        raise ExportError(
+            f"the checkpoint's task holds out {len(task.held_out)} training rows, comparing artefacts with the model "
+            f"needs at least {max(ROW_COUNTS)}; --without-quality compares on random ones"
+        )
 
 
 def describe_data(task: Task) -> str:
@@ -118,7 +137,7 @@ def choose_threshold(held_out: Judged, max_accuracy_loss: float) -> float:
     Args:
         max_accuracy_loss: most that may be lost, as a share, against answering at the most certain of all ticks.
     """
-    enough = _most_certain_accuracy(held_out) - max_accuracy_loss
+    enough = most_certain_accuracy(held_out.certainty, held_out.correct) - max_accuracy_loss
     chosen = CANDIDATES[-1]
     for point in reversed(frontier(held_out.certainty, held_out.correct, CANDIDATES)):
         if point.accuracy < enough:
@@ -136,14 +155,9 @@ def measure_quality(judged: Judged, threshold: float, rule: str) -> Quality:
         accuracy=tuple(judged.correct.mean(axis=0, dtype=np.float64).tolist()),
         certainty=tuple(judged.certainty.mean(axis=0, dtype=np.float64).tolist()),
         calibration_error=tuple(calibration_error(judged.confidence, judged.correct).tolist()),
-        accuracy_most_certain=_most_certain_accuracy(judged),
+        accuracy_most_certain=most_certain_accuracy(judged.certainty, judged.correct),
         frontier=points,
         shipped=points[thresholds.index(threshold)],
         rule=rule,
         judged=judged,
     )
-
-
-def _most_certain_accuracy(judged: Judged) -> float:
-    _, answer_N = stopping(judged.certainty, NEVER)
-    return float(judged.correct[np.arange(len(answer_N)), answer_N].mean(dtype=np.float64))

@@ -10,6 +10,9 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from export.agreement import ROW_COUNTS
 from export.errors import ExportError
 
+MOST_TICKS = 10_000
+"""Of a tick cap. Graphs hold a table as long as the cap: at this length and 2,048 pairs it takes 80 MB."""
+
 Folder = Annotated[Path | None, arg(metavar="FOLDER")]
 Text = Annotated[str | None, arg(metavar="NAME")]
 Certainty = Annotated[float | None, arg(metavar="0..1")]
@@ -35,7 +38,8 @@ class StopOptions:
     abstain_below: Certainty = None
     """Answers less certain than this are marked as abstained."""
     tick_cap: Count = None
-    """The most ticks that a request may ask for; not given: twice the ticks that the model was trained with."""
+    """The most ticks that a request may ask for; not given: twice the ticks that the model was trained with. At most
+    10000."""
 
     def __post_init__(self) -> None:
         for option, value in (("--threshold", self.threshold), ("--abstain-below", self.abstain_below)):
@@ -46,6 +50,8 @@ class StopOptions:
         for option, count in (("--patience", self.patience), ("--tick-cap", self.tick_cap)):
             if count is not None and count < 1:
                 raise ExportError(f"{option} must be at least 1, got {count}")
+        if self.tick_cap is not None and self.tick_cap > MOST_TICKS:
+            raise ExportError(f"--tick-cap must be at most {MOST_TICKS}, got {self.tick_cap}")
         if self.energy_threshold is not None and not math.isfinite(self.energy_threshold):
             raise ExportError(f"--energy-threshold must be finite, got {self.energy_threshold}")
         if self.energy_delta is not None and not 0 <= self.energy_delta < math.inf:

@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ctm.checkpoint import load_model
@@ -38,6 +39,8 @@ class Source:
     """What it was trained and measured on, in words."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of what trained it."""
+    data_dir: Path | None = None
+    """Where training found its data."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's config.json; empty for a model that others trained."""
 
@@ -47,25 +50,58 @@ class Source:
             raise ExportError(f"labels must be {classes}, one for each class, got {len(self.labels)}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Task:
+    """What a checkpoint's config.json says of its task, as far as every task is described alike."""
+
+    name: str = ""
+    input_name: str = "input"
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    data_dir: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Provenance:
+    command: str = ""
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 0
+    torch: str | None = None
+    python: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Recorded:
+    """What training writes beside the model; whatever is missing is not known."""
+
+    task: _Task = field(default_factory=_Task)
+    run: _Run = field(default_factory=_Run)
+    provenance: _Provenance = field(default_factory=_Provenance)
+
+
 def from_checkpoint(folder: Path) -> Source:
     """A checkpoint, or the best one of a run's folder.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
-        ExportError: it does not know the shape of its input.
+        ExportError: it does not know the shape of its input, or what it says of its origin cannot be read.
     """
     model, config = load_model(folder)
-    task, provenance = config.get("task", {}), config.get("provenance", {})
-    input_name = task.get("input_name", "input")
+    recorded = _recorded(config)
+    task, provenance = recorded.task, recorded.provenance
+    versions = {"torch": provenance.torch, "python": provenance.python}
     return Source(
         model=model,
-        program=_specify(model, input_name),
-        task=task.get("name", ""),
-        labels=tuple(task.get("labels", ())),
-        input_range=INPUT_RANGES.get(input_name),
-        command=portable(shlex.split(provenance.get("command", ""))),
-        seed=int(provenance.get("seed", 0)),
-        versions={name: str(provenance[name]) for name in ("torch", "python") if name in provenance},
+        program=_specify(model, task.input_name),
+        task=task.name,
+        labels=task.labels,
+        input_range=INPUT_RANGES.get(task.input_name),
+        command=_command(provenance.command),
+        seed=provenance.seed,
+        versions={name: number for name, number in versions.items() if number},
+        data_dir=None if recorded.run.data_dir is None else Path(recorded.run.data_dir),
         config=config,
     )
 
@@ -89,7 +125,10 @@ def from_reference(
     """
     model = load_reference(source)
     if input_shape:
-        model.config = dataclasses.replace(model.config, input_shape=input_shape)
+        try:
+            model.config = dataclasses.replace(model.config, input_shape=input_shape)
+        except ValueError as error:
+            raise ExportError(f"input_shape {input_shape} does not fit the model: {error}") from error
     return Source(
         model=model,
         program=_specify(model, input_name),
@@ -118,6 +157,24 @@ def portable(command: Sequence[str]) -> str:
         for argument in command
         for option, _, value in [argument.partition("=")]
     )
+
+
+def _recorded(config: Mapping[str, Any]) -> _Recorded:
+    try:
+        return TypeAdapter(_Recorded).validate_python(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        # What pydantic says of an object that is none names classes of ours.
+        reason = "must be an object" if first["type"] == "dataclass_type" else first["msg"]
+        raise ExportError(f"the checkpoint's config.json: {where}: {reason}, got {first['input']!r}") from error
+
+
+def _command(text: str) -> str:
+    try:
+        return portable(shlex.split(text))
+    except ValueError as error:
+        raise ExportError(f"the checkpoint's config.json: provenance.command: {error}, got {text!r}") from error
 
 
 def _shorten(argument: str) -> str:

@@ -91,10 +91,25 @@ def test_small_differences_that_move_stopping_ticks_are_refused_too() -> None:
 
 def test_without_a_shipped_threshold_stopping_ticks_are_recorded_and_decide_nothing() -> None:
     model = tiny_model()
-    agreement = measure_agreement(
-        model, specify(model), Frozen(error=9e-5), tiny_inputs(model, 32), None, tolerance=1e-4
-    )
-    assert 0.0 <= agreement.equal_stop_ticks <= 1.0
+    inputs = tiny_inputs(model, 32)
+    artefact = Frozen(error=0.5, at_tick=4)  # where it is enough for rows that would have thought on
+    agreement = measure_agreement(model, specify(model), artefact, inputs, None, tolerance=1.0)
+
+    with torch.no_grad():
+        eager_NT = model(inputs).certainties.numpy()
+    artefact_NT = eager_NT + np.where(np.arange(model.config.ticks) == 3, np.float32(0.5), np.float32(0.0))
+    median = float(np.median(eager_NT))
+    pairs = zip(eager_NT, artefact_NT, strict=True)
+    same = [_first(eager_T, median) == _first(artefact_T, median) for eager_T, artefact_T in pairs]
+    assert agreement.equal_stop_ticks == np.mean(same)
+    assert 0 < agreement.equal_stop_ticks < 0.9, "so few would be refused, if a threshold were shipped"
+    with pytest.raises(DisagreementError, match="stop on the same tick"):
+        measure_agreement(model, specify(model), artefact, inputs, median, tolerance=1.0)
+
+
+def _first(certainty_T: Array, threshold: float) -> int:
+    """Index of the first tick that is certain enough, else of the last."""
+    return next((tick for tick, value in enumerate(certainty_T) if value >= threshold), len(certainty_T) - 1)
 
 
 def test_a_bundle_that_disagrees_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

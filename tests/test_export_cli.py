@@ -1,6 +1,7 @@
 """The command, from a checkpoint's folder to a bundle that the server accepts."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ctm.checkpoint import Checkpoint, write_checkpoint
 from ctm.frontier import THRESHOLDS
 from ctm.model import CTM
 from ctm.reference import save_reference
+from export import build
 from export.cli import main
 from serving.bundle import load_bundle
 
@@ -25,6 +27,7 @@ DIGITS = {
     "input_mean": (0.3,),
     "input_std": (0.4,),
 }
+MISSING = object()
 PLOTS = {"by_tick.png", "frontier.png", "calibration.png", "ticks_used.png"}
 
 
@@ -137,10 +140,14 @@ def test_a_reference_is_exported_without_quality(tmp_path: Path, capsys: pytest.
         pytest.param(["CHECKPOINT", "--max-accuracy-loss", "-1"], "points in [0, 100], got -1", id="loss"),
         pytest.param(["CHECKPOINT", "--patience", "11"], "--patience must be at most the tick cap, 10", id="patience"),
         pytest.param(["CHECKPOINT", "--tick-cap", "4"], "at least the model's 5 ticks, got 4", id="tick cap"),
+        pytest.param(
+            ["CHECKPOINT", "--tick-cap", "1000000000"], "--tick-cap must be at most 10000, got 10", id="huge tick cap"
+        ),
         pytest.param(["CHECKPOINT", "--energy-delta", "1"], "needs a model with an energy head", id="energy"),
         pytest.param(["CHECKPOINT", "--labels", "x"], "go with --reference alone", id="reference's options"),
         pytest.param(["CHECKPOINT", "--agreement-rows", "9"], "--agreement-rows must be at least 32", id="rows"),
         pytest.param(["CHECKPOINT", "--without-quality", "--name", "a/b"], "a model's name is letters", id="name"),
+        pytest.param(["CHECKPOINT", "--without-quality", "--name", ""], "of the first two; got ''", id="empty name"),
         pytest.param(["--reference", "THEIRS", "--name", "x"], "give it with --input-shape", id="no input shape"),
         pytest.param(
             ["--reference", "THEIRS", "--name", "x", "--input-shape", "2", "9", "9"],
@@ -183,6 +190,69 @@ def test_mistakes_are_one_line_and_publish_nothing(
     assert error.count("\n") == 1
     assert sentence in error
     assert not (tmp_path / "store").exists() or list((tmp_path / "store").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        pytest.param("task", MISSING, "does not say what its task is; --without-quality exports", id="no task"),
+        pytest.param("task", 3, "config.json: task: must be an object, got 3", id="task 3"),
+        pytest.param("task", None, "config.json: task: must be an object, got None", id="task null"),
+        pytest.param("task.name", 3, "task.name: Input should be a valid string, got 3", id="task's name 3"),
+        pytest.param("task.name", "chess", "the checkpoint's task is none that is known here", id="unknown task"),
+        pytest.param("task.labels", "ten", "task.labels: Input should be a valid tuple, got 'ten'", id="labels"),
+        pytest.param("run", [], "config.json: run: must be an object, got []", id="run a list"),
+        pytest.param("provenance", "me", "config.json: provenance: must be an object, got 'me'", id="provenance text"),
+        pytest.param("provenance.seed", -1, "provenance.seed: Input should be greater than or equal to 0", id="seed"),
+        pytest.param(
+            "provenance.command", "ctm-train 'a", "provenance.command: No closing quotation, got", id="unbalanced quote"
+        ),
+        pytest.param("model", 3, "config.json: model must be an object, got 3", id="model 3"),
+        pytest.param("model.dropout", None, "dropout must be a number in [0, 1), got None", id="dropout null"),
+        pytest.param("model.dropout", "much", "dropout must be a number in [0, 1), got 'much'", id="dropout text"),
+        pytest.param("model.nlm_dropout", "much", "nlm_dropout must be a number in [0, 1), got 'much'", id="nlm"),
+        pytest.param("model.input_shape", 8, "input_shape must be a list, got 8", id="input shape 8"),
+        pytest.param("model.input_std", ["wide"], "input_std must be numbers, got ('wide',)", id="deviation text"),
+    ],
+)
+def test_a_checkpoint_that_says_nonsense_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, value: Any, sentence: str
+) -> None:
+    checkpoint = _checkpoint(tmp_path / "ours", tiny_model(**DIGITS))
+    config = json.loads((checkpoint / "config.json").read_text())
+    *parents, key = place.split(".")
+    section = config[parents[0]] if parents else config
+    section.pop(key)
+    if value is not MISSING:
+        section[key] = value
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert main([str(checkpoint), "--name", "x", "--store", str(tmp_path / "store")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ctm-export: error: ")
+    assert error.count("\n") == 1
+    assert sentence in error
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_terminated_export_takes_its_own_draft_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, others = tmp_path / "store", ".scribble-others"
+    (store / others).mkdir(parents=True)
+    seen: list[str] = []
+
+    def write_onnx(*_: Any) -> None:
+        seen.extend(path.name for path in store.iterdir())
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(build, "write_onnx", write_onnx)
+    before = signal.getsignal(signal.SIGTERM)
+    checkpoint = _checkpoint(tmp_path / "ours", tiny_model(**DIGITS))
+    assert main([str(checkpoint), "--name", "scribble", "--store", str(store), "--without-quality"]) == 143
+    assert len(seen) == 2, "a draft had been begun"
+    assert [path.name for path in store.iterdir()] == [others], "another export may be at work there"
+    assert capsys.readouterr().err.endswith("ctm-export: terminated; nothing was published\n")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_unknown_option_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:

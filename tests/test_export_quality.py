@@ -9,9 +9,11 @@ from tiny_bundle import tiny_inputs, tiny_model
 
 from ctm.frontier import THRESHOLDS
 from ctm.judge import Judged, judge
+from ctm.model import CTM
 from ctm.tasks import TensorRows
+from export import quality as export_quality
 from export.errors import ExportError
-from export.quality import choose_threshold, measure_quality, open_task
+from export.quality import choose_threshold, measure_on_task, measure_quality, open_task
 
 SAYING = "Because."
 
@@ -89,3 +91,31 @@ def test_a_task_is_opened_from_a_checkpoints_settings() -> None:
 def test_a_task_that_is_not_known_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ExportError, match="the checkpoint's task is none that is known here"):
         open_task(settings, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        pytest.param({"length": 6}, r"parity, has inputs and predictions of shapes \(6,\) and \(6, 2\)", id="shapes"),
+        pytest.param(
+            {"length": 5, "held_out_rows": 31}, "holds out 31 training rows, .* at least 32", id="too few rows"
+        ),
+    ],
+)
+def test_a_task_that_does_not_suit_the_model_is_refused(options: dict[str, int], sentence: str) -> None:
+    model = tiny_model(backbone="parity", input_shape=(5,), out_dims=10, prediction_shape=(5, 2))
+    with pytest.raises(ExportError, match=sentence):
+        _measure(model, {"name": "parity", "parity": options})
+
+
+def test_rows_that_cannot_be_held_out_are_an_export_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_task(*_: Any) -> None:
+        raise ValueError("task.mnist.held_out must be below the 5 rows there are, got 5")
+
+    monkeypatch.setattr(export_quality, "load_task", load_task)
+    with pytest.raises(ExportError, match=r"the checkpoint's task: task\.mnist\.held_out must be below"):
+        _measure(tiny_model(), {"name": "mnist"})
+
+
+def _measure(model: CTM, settings: dict[str, Any]) -> None:
+    measure_on_task(model, settings, None, threshold=None, max_accuracy_loss=0.0, rows=32, say=lambda _: None)

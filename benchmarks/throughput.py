@@ -11,7 +11,6 @@ a table a model, then everything as one line of JSON.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from benchmarks.report import Measured, arms_table, costs, settings_table, wide_
 from benchmarks.served import WAYS, Served
 from benchmarks.server import ServerProcess
 from benchmarks.statistics import Slice, summarise
+from export.commit import describe_commit
 
 MODELS = ("mnist", "synthetic")
 RESULTS = Path(__file__).with_name("results")
@@ -136,7 +136,7 @@ def describe(hardware: Hardware, models: dict[str, dict[str, object]]) -> dict[s
     return {
         "benchmark": "throughput",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": describe_commit(Path(__file__).parent),
         "hardware": asdict(hardware) | {"load_average_after": os.getloadavg()[0]},
         "in_flight": IN_FLIGHT,
         "models": models,
@@ -149,13 +149,6 @@ def save(document: dict[str, object], hardware: Hardware, folder: Path) -> Path:
     path = folder / f"throughput_{hardware.slug}_{datetime.now(UTC):%Y%m}.json"
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
-
-
-def _commit() -> str:
-    """Of the code that was measured, with a mark if it was changed since; empty outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def _names(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Every arm of the benchmark for a moment, on a tiny bundle: the table, the JSON, and that the arms agree."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,23 @@ def test_all_ways_to_answer_agree(bundle: Bundle, asked: Workload) -> None:
     if part.thoughts >= 48:  # else the machine was too busy to see every row
         assert part.ticks / part.thoughts == pytest.approx(ticks_used.mean(), rel=0.25)
         assert part.correct / part.labelled == pytest.approx(right.mean(), abs=0.25)
+
+
+def test_the_bare_engine_goes_on_where_its_last_run_ended(bundle: Bundle, asked: Workload) -> None:
+    """One slot answers in the order of asking: after the 64 that fill the engine, one thought a run, none left out."""
+    begin = time.perf_counter()
+    engine = BareEngine(bundle, asked, EngineSetting(num_slots=1, encode_rows_per_step=1, runtime=ONE_THREAD))
+    ticks_used, _ = think_through(bundle, asked)
+    ticks, paused, latest = [], 0.0, 0.0
+    for _ in range(4):
+        part = engine.run(1e-9)
+        ticks.append(part.ticks)
+        latest = max(latest, part.latencies.max())
+        pause = time.perf_counter()
+        time.sleep(0.1)
+        paused += time.perf_counter() - pause
+    assert ticks == ticks_used[(64 + np.arange(4)) % len(asked)].tolist()
+    assert latest < time.perf_counter() - begin - paused, "between two runs nobody's latency grows"
 
 
 def test_the_fastest_candidate_is_kept() -> None:

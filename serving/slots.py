@@ -7,7 +7,7 @@ The rows are plain numbers, so that a tick costs a handful of vector operations 
 
 # Shapes: n running thoughts, in the dense first n of S slots; P positions of a structured prediction.
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from typing import Any, NamedTuple
@@ -181,24 +181,9 @@ class SlotTable:
         certainty = np.minimum(np.maximum(certainty_n, 0.0), 1.0)
         ticks = column["ticks"]
         ticks += 1
-        certain = certainty >= column["threshold"]
-        ready = ticks >= column["min_ticks"] if self._wishes.min_ticks else None
-        if ready is not None:
-            certain &= ready
-
-        reasons = np.multiply(ticks >= column["max_ticks"], _TICK_BUDGET)
-        if energy_n is not None:
-            with np.errstate(invalid="ignore"):  # NaN at the first tick, or between infinities, compares false
-                change = np.abs(energy_n - column["energy"])
-            settled = (energy_n <= column["energy_threshold"]) | (change < column["energy_delta"])
-            reasons[settled if ready is None else ready & settled] = _ENERGY
-            column["energy"][:] = energy_n
         if top_nP is not None:
             self._count_unchanged(top_nP)
-            certain &= column["unchanged"] >= column["patience"]
-        reasons[certain] = _CERTAIN
-        if done_n is not None:
-            reasons[done_n & column["model_done"]] = _MODEL_DONE
+        reasons = self._reasons(column, certainty, energy_n, done_n, patient=top_nP is not None)
 
         # Strictly greater: of equally certain ticks the earliest is the answer.
         keep = certainty > column["answer_certainty"]
@@ -220,6 +205,34 @@ class SlotTable:
             np.copyto(column["answer_energy"], column["energy"], where=keep)
         column["certainty"][:] = certainty
         return Verdict(reasons, keep, diverged, self._watched(ticks, column["every"], finite_n))
+
+    def _reasons(
+        self,
+        column: Mapping[str, NDArray[Any]],
+        certainty: NDArray[np.float32],
+        energy_n: NDArray[np.float32] | None,
+        done_n: NDArray[np.bool_] | None,
+        *,
+        patient: bool,
+    ) -> NDArray[np.int8]:
+        """Why each of n thoughts stops, its numbers being finite; weaker reasons are written first, 0 is none."""
+        reasons = np.multiply(column["ticks"] >= column["max_ticks"], _TICK_BUDGET)
+        ready = column["ticks"] >= column["min_ticks"] if self._wishes.min_ticks else None
+        if energy_n is not None:
+            with np.errstate(invalid="ignore"):  # NaN at the first tick, or between infinities, compares false
+                change = np.abs(energy_n - column["energy"])
+            settled = (energy_n <= column["energy_threshold"]) | (change < column["energy_delta"])
+            reasons[settled if ready is None else ready & settled] = _ENERGY
+            column["energy"][:] = energy_n
+        certain = certainty >= column["threshold"]
+        if ready is not None:
+            certain &= ready
+        if patient:
+            certain &= column["unchanged"] >= column["patience"]
+        reasons[certain] = _CERTAIN
+        if done_n is not None:
+            reasons[done_n & column["model_done"]] = _MODEL_DONE
+        return reasons
 
     def _watched(
         self, ticks: NDArray[np.int32], every: NDArray[np.int32], finite_n: NDArray[np.bool_] | None

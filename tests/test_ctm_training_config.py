@@ -157,7 +157,6 @@ def test_help_names_the_forms_and_the_options(capsys: pytest.CaptureFixture[str]
         pytest.param({"out_dims": 5}, r"predictions of shape \[10\], got \[5\]", id="too few labels"),
         pytest.param({"prediction_shape": (5, 2)}, r"predictions of shape \[10\], got \[5, 2\]", id="positions"),
         pytest.param({"input_shape": (1, 28, 28)}, r"model.input_shape = \[1, 8, 8\], got \[1, 28, 28\]", id="images"),
-        pytest.param({"in_channels": 3}, "backbone digit with model.in_channels = 3 cannot read", id="channels"),
     ],
 )
 def test_a_model_that_does_not_fit_its_task_is_refused(changes: dict[str, object], message: str) -> None:

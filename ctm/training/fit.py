@@ -16,10 +16,5 @@ def check_fit(model: CTMConfig, task: Task) -> None:
         raise ConfigError(
             f"task {task.name} needs model.input_shape = {list(task.input_shape)}, got {list(model.input_shape)}"
         )
-    if model.backbone != "parity" and (len(task.input_shape) < 2 or model.in_channels != task.input_shape[0]):
-        raise ConfigError(
-            f"task {task.name} has inputs of shape {list(task.input_shape)}, which backbone {model.backbone} with "
-            f"model.in_channels = {model.in_channels} cannot read"
-        )
     if model.energy_hidden is not None and task.loss != "image":
         raise ConfigError(f"model.energy_hidden needs a task of one label a row, {task.name} has one at each position")

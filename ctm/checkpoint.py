@@ -13,6 +13,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,13 +22,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctm.config import CTMConfig
 from ctm.model import CTM
 
 Tensors = Mapping[str, Tensor]
 ASIDE = ".aside-"
+NUMBERED = re.compile(r"update-(\d+)")
 
 
 class CheckpointError(ValueError):
@@ -99,14 +101,26 @@ def load_model(folder: Path) -> tuple[CTM, dict[str, Any]]:
     config = read_config(folder)
     if config.get("family") != "ctm":
         raise CheckpointError(f"{folder / 'config.json'}: family must be 'ctm', got {config.get('family')!r}")
+    if not isinstance(config.get("model", {}), dict):
+        raise CheckpointError(f"{folder / 'config.json'}: model must be an object, got {config['model']!r}")
     try:
         model = CTM(CTMConfig.from_dict(config["model"]))
-        model.load_state_dict(_read_tensors(folder / "weights.safetensors"), strict=True)
     except KeyError as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks the key {error}") from error
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
+    source = folder / "weights.safetensors"
+    load_weights(model, _read_tensors(source), source)
     return model.eval(), config
+
+
+def load_weights(model: nn.Module, weights: Tensors, source: Path) -> None:
+    """Give a model all of its weights; raises CheckpointError, naming the source, unless they are exactly its own."""
+    try:
+        model.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:
+        # torch tells of each weight in a line of its own.
+        raise CheckpointError(f"{source}: {' '.join(str(error).split())}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -137,14 +151,25 @@ def prune(checkpoints: Path, keep: int, spared: set[Path]) -> None:
     """Remove all but the newest `keep` checkpoints and the spared ones, and whatever a killed process left aside.
 
     Args:
-        checkpoints: a folder whose checkpoints sort by name as they do by age.
+        checkpoints: a folder whose checkpoints are named `update-` and a number; all else in it is left alone.
+        keep: at least 1.
     """
+    sweep(checkpoints)
     spared_names = {path.name for path in spared}
-    folders = sorted(path for path in checkpoints.iterdir() if path.is_dir())
-    whole = [path for path in folders if not path.name.startswith(ASIDE)]
-    half = [path for path in folders if path.name.startswith(ASIDE)]
-    for path in half + [path for path in whole[:-keep] if path.name not in spared_names]:
-        shutil.rmtree(path)
+    numbered = [(int(match[1]), path) for path in checkpoints.iterdir() if (match := NUMBERED.fullmatch(path.name))]
+    # By number: as text, update-1000000 is older than update-999999.
+    for _, path in sorted(numbered)[:-keep]:
+        if path.name not in spared_names:
+            shutil.rmtree(path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-made in a folder; nobody may be writing there."""
+    for path in folder.glob(f"{ASIDE}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _write_tensors(path: Path, tensors: Tensors) -> None:

@@ -15,6 +15,7 @@ from ctm.checkpoint import (
     point_at,
     prune,
     read_checkpoint,
+    sweep,
     write_checkpoint,
 )
 from ctm.config import CTMConfig
@@ -98,6 +99,25 @@ def test_the_newest_and_the_spared_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["update-000100", "update-000300", "update-000400"]
 
 
+def test_checkpoints_age_by_their_number_not_their_name(tmp_path: Path) -> None:
+    for update in (999_998, 999_999, 1_000_000, 1_000_001):
+        (tmp_path / f"update-{update:06d}").mkdir()
+    (tmp_path / "notes").mkdir()
+    prune(tmp_path, keep=2, spared={tmp_path / "update-999998"})
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["notes", "update-1000000", "update-1000001", "update-999998"]
+
+
+def test_whatever_lies_aside_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "best").symlink_to("whole")
+    (tmp_path / ".aside-best-1").symlink_to("whole")
+    (tmp_path / ".aside-last-1").symlink_to("nowhere")
+    (tmp_path / ".aside-whole-1" / "trainer").mkdir(parents=True)
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "whole"]
+
+
 def test_a_run_stands_for_its_best_checkpoint_then_its_last(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for name in ("update-000001", "update-000002"):
@@ -145,6 +165,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path, damag
     with pytest.raises(CheckpointError, match=message) as caught:
         load_model(tmp_path / "one")
     assert str(tmp_path / "one") in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def change(folder: Path, **values: object) -> None:

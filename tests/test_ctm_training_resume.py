@@ -13,8 +13,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from ctm.checkpoint import read_checkpoint
+from ctm.checkpoint import load_model, read_checkpoint
+from ctm.tasks import load_task
+from ctm.tasks.config import TaskConfig
 from ctm.training.cli import main
+from ctm.training.evaluate import evaluate
 
 ROOT = Path(__file__).parent.parent
 UPDATES = 60
@@ -117,7 +120,15 @@ def test_a_finished_run_resumed_stays_as_it_is(undisturbed: Path) -> None:
 
 def test_a_run_resumed_with_another_model_is_refused(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--resume", str(undisturbed), "--model.width", "32"]) == 2
-    assert "a run cannot be resumed with another model: width was 24, got 32" in capsys.readouterr().err
+    assert "a run cannot be resumed with another model.width: it was 24, got 32" in capsys.readouterr().err
+
+
+def in_two_processes(options: list[str]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "ctm.training", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es) on cpu" in done.stderr
 
 
 def test_two_processes_make_the_same_run_as_one(tmp_path: Path) -> None:
@@ -125,11 +136,7 @@ def test_two_processes_make_the_same_run_as_one(tmp_path: Path) -> None:
     options = [*OPTIONS, "--model.backbone", "none", "--updates", "12", "--model.dropout", "0"]
     options += ["--optimiser.warmup-updates", "4", "--task.augment.shift", "0", "--task.augment.rotation", "0"]
     options += ["--task.augment.scale", "0", "--report.evaluate-every", "6", "--report.batch-size", "100"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "ctm.training", *options, "--parts", "2", "--output-dir", str(tmp_path / "two")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "2 process(es) on cpu" in done.stderr
+    in_two_processes([*options, "--parts", "2", "--output-dir", str(tmp_path / "two")])
     assert main([*options, "--output-dir", str(tmp_path / "one")]) == 0
     two, one = (read_checkpoint(tmp_path / name / "digits" / "last").weights for name in ("two", "one"))
     for name, tensor in one.items():
@@ -139,3 +146,14 @@ def test_two_processes_make_the_same_run_as_one(tmp_path: Path) -> None:
     two_say, one_says = (log_of(tmp_path / name / "digits")[-1] for name in ("two", "one"))
     assert two_say["rows"] == one_says["rows"] == 359
     assert two_say["certainty_by_tick"] == pytest.approx(one_says["certainty_by_tick"], abs=1e-4)
+
+
+def test_two_processes_evaluate_the_model_that_is_saved(tmp_path: Path) -> None:
+    # Batch normalisation keeps other statistics in each process; the saved ones are the first process's.
+    options = [*OPTIONS, "--model.backbone", "digit", "--updates", "6", "--optimiser.warmup-updates", "2"]
+    in_two_processes([*options, "--output-dir", str(tmp_path)])
+    model, _ = load_model(tmp_path / "digits" / "last")
+    evaluation = evaluate(model, load_task(TaskConfig(name="digits")).held_out, batch_size=500)
+    logged = log_of(tmp_path / "digits")[-1]
+    assert logged["certainty_by_tick"] == pytest.approx(evaluation.certainty_by_tick, rel=1e-4)
+    assert logged["accuracy_by_tick"] == pytest.approx(evaluation.accuracy_by_tick, abs=1.5 / evaluation.rows)

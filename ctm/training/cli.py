@@ -9,14 +9,14 @@ from typing import Annotated
 
 import tyro
 
-from ctm.checkpoint import CheckpointError, read_config
-from ctm.config import CTMConfig
+from ctm.checkpoint import CheckpointError
 from ctm.tasks.fetch import FetchError
 from ctm.tasks.idx import IdxError
 from ctm.training.config import RunConfig
 from ctm.training.loop import DivergedError
+from ctm.training.resume import last_checkpoint, run_of
 from ctm.training.run import train
-from ctm.training.settings import ConfigError, from_table, read_toml
+from ctm.training.settings import ConfigError, read_toml
 
 PROGRAM = "ctm-train"
 DESCRIPTION = """Train a Continuous Thought Machine.
@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str]) -> Command:
         raise ConfigError(f"either a file or --resume describes the run, got {config} and --resume {resume}")
     if resume is not None:
         # A folder may have been moved since: it is where the run goes on.
-        run = dataclasses.replace(_run_of(resume), name=resume.resolve().name, output_dir=resume.parent)
+        run = dataclasses.replace(run_of(last_checkpoint(resume)), name=resume.resolve().name, output_dir=resume.parent)
     elif config is not None:
         run = read_toml(config)
     elif {"-h", "--help"} & set(arguments):
@@ -62,13 +62,10 @@ def parse(arguments: Sequence[str]) -> Command:
         raise ConfigError(f"a file or --resume must describe the run; {PROGRAM} --help says more")
     command = Command(config=config, resume=resume, run=run)
     try:
-        changed = tyro.cli(Command, args=list(arguments), default=command, prog=PROGRAM, description=DESCRIPTION)
+        return tyro.cli(Command, args=list(arguments), default=command, prog=PROGRAM, description=DESCRIPTION)
     except ValueError as error:
         # Values that are fine alone but not together; tyro reports all other mistakes itself.
         raise ConfigError(str(error)) from error
-    if resume is not None:
-        _check_same_model(run.model, changed.run.model)
-    return changed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,20 +90,3 @@ def _find(arguments: Sequence[str]) -> tuple[Path | None, Path | None]:
         elif argument.startswith("--resume="):
             resume = Path(argument.removeprefix("--resume="))
     return None if config.startswith("-") else Path(config), resume
-
-
-def _check_same_model(before: CTMConfig, after: CTMConfig) -> None:
-    for name, value in before.to_dict().items():
-        met = after.to_dict()[name]
-        if met != value:
-            raise ConfigError(f"a run cannot be resumed with another model: {name} was {value}, got {met}")
-
-
-def _run_of(folder: Path) -> RunConfig:
-    last = folder / "last"
-    if not last.exists():
-        raise CheckpointError(f"{folder} holds no checkpoint to resume from")
-    config = read_config(last)
-    if "run" not in config:
-        raise CheckpointError(f"{last / 'config.json'} lacks the key 'run'")
-    return from_table(config["run"], source=str(last / "config.json"))

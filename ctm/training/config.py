@@ -48,7 +48,8 @@ class LossConfig:
     """How predictions are judged; the task says by which loss."""
 
     most_certain: bool = True
-    """Learn from the most certain tick besides the best one (the paper's loss); false takes the last tick instead."""
+    """Learn from the most certain tick besides the best one (the paper's loss); false takes the last tick instead. A
+    model with an energy head learns from all ticks alike."""
     energy_margin: float = 10.0
     """Energy that a wrong prediction is pushed above; used by a model with an energy head."""
     energy_scale: float = 0.1
@@ -96,7 +97,9 @@ class RunConfig:
     batch_size: int
     """Rows learned from at one update, over all processes and parts."""
     parts: int = 1
-    """Parts that each process splits its rows into, their gradients accumulated: less memory, the same update."""
+    """Parts that each process splits its rows into, their gradients accumulated: less memory, the same update up to
+    rounding. Not so with batch normalisation (backbones other than none and parity) or dropout: a part is normalised
+    by its own rows, and the running statistics move once for each part."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is mixed: weights and sums stay float32."""
     device: Literal["auto", "cpu"] = "auto"

@@ -6,17 +6,18 @@ that number are all there is to know to go on as if nothing had happened.
 """
 
 import copy
+import dataclasses
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ctm.checkpoint import Checkpoint, point_at, prune, read_checkpoint, write_checkpoint
+from ctm.checkpoint import Checkpoint, load_weights, point_at, prune, read_checkpoint, sweep, write_checkpoint
 from ctm.judge import judge_predictions
 from ctm.model import CTM
 from ctm.tasks import Batch, Task
@@ -27,6 +28,7 @@ from ctm.training.interrupt import Interrupt
 from ctm.training.objective import objective
 from ctm.training.optimiser import average_into, make_optimiser, means, set_learning_rate, set_means
 from ctm.training.report import Reporter
+from ctm.training.resume import Progress, learning_weights, read_progress, trainer_tensors
 from ctm.training.schedule import learning_rate
 from ctm.training.settings import ConfigError
 from ctm.training.window import Measured, Window
@@ -34,17 +36,6 @@ from ctm.training.window import Measured, Window
 
 class DivergedError(RuntimeError):
     """Training left the finite numbers."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run is."""
-
-    done: int = 0
-    """Updates."""
-    best_update: int = 0
-    best_accuracy: float = -1.0
-    """Held-out, at the most certain tick."""
 
 
 class Trainer:
@@ -148,36 +139,39 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, point `last` and `best` at it where they belong, and remove old ones."""
+        self._refresh_served()
         if self.accelerator.is_main_process:
-            self._refresh_served()
             folder = self._folder(self.progress.done)
             trainer = {"optimiser": means(self._optimiser)}
             if self.config.optimiser.average_decay:
                 trainer["weights"] = self.model.state_dict()
-            progress = {name: getattr(self.progress, name) for name in Progress.__slots__}
             write_checkpoint(
                 folder,
                 Checkpoint(
                     weights=self.served.state_dict(),
                     config={**self.origin, "update": self.progress.done},
-                    progress=progress,
+                    progress=dataclasses.asdict(self.progress),
                     trainer=trainer,
                 ),
             )
             self._point(folder)
-            prune(folder.parent, self.config.report.keep, {self._folder(self.progress.best_update)})
+            run = self.config.folder
+            sweep(run)
+            prune(folder.parent, self.config.report.keep, {(run / link).resolve() for link in ("last", "best")})
         self.accelerator.wait_for_everyone()
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; raises CheckpointError when it lacks something or does not fit the model."""
         checkpoint = read_checkpoint(folder)
-        self.progress = Progress(**checkpoint.progress)
+        self.progress = read_progress(checkpoint.progress, folder / "trainer" / "progress.json")
         # The command that began the run is the one that makes it again.
         self.origin["provenance"] = checkpoint.config.get("provenance", self.origin["provenance"])
-        self.served.load_state_dict(dict(checkpoint.weights))
-        self.model.load_state_dict(dict(checkpoint.trainer.get("weights", checkpoint.weights)))
-        set_means(self._optimiser, checkpoint.trainer["optimiser"])
+        load_weights(self.served, checkpoint.weights, folder / "weights.safetensors")
+        load_weights(self.model, *learning_weights(checkpoint, folder))
+        set_means(self._optimiser, *trainer_tensors(checkpoint, folder, "optimiser"))
         if self.accelerator.is_main_process:
+            for unfinished in (self.config.folder, folder.parent):
+                sweep(unfinished)
             # A process killed between its writes may have left the links behind.
             self._point(folder)
 
@@ -208,8 +202,13 @@ class Trainer:
             )
 
     def _refresh_served(self) -> None:
+        """Have the same model to evaluate in all processes, the one that the first of them saves."""
         if not self.config.optimiser.average_decay:
             self.served.load_state_dict(self.model.state_dict())
+        if self.accelerator.num_processes > 1:
+            # Batch normalisation keeps statistics of its own process's rows; only gradients are shared.
+            for buffer in self.served.buffers():
+                buffer.copy_(broadcast(buffer, from_process=0))
 
     def _any(self, mine: bool) -> bool:
         """Whether it is true in any process: all must leave the loop at the same update."""

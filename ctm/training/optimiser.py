@@ -1,12 +1,16 @@
 """AdamW over a model's weights, and its means as plain tensors that a checkpoint can hold."""
 
-from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from ctm.checkpoint import CheckpointError, Tensors
 from ctm.training.config import OptimiserConfig
+
+KINDS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of a weight: the first a scalar, the others shaped as the weight."""
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
@@ -33,12 +37,24 @@ def means(optimiser: Optimizer) -> dict[str, Tensor]:
     return {f"{number}.{kind}": tensor for number, kinds in state.items() for kind, tensor in kinds.items()}
 
 
-def set_means(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The opposite of `means`; rates and the like stay those of the configuration."""
+def set_means(optimiser: Optimizer, tensors: Tensors, source: Path) -> None:
+    """The opposite of `means`; rates and the like stay those of the configuration.
+
+    Raises:
+        CheckpointError: they are not AdamW's, or not of these weights; it names the source.
+    """
+    weights: list[Tensor] = [weight for group in optimiser.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        number, kind = name.split(".", 1)
+        number, _, kind = name.partition(".")
+        if not number.isdecimal() or int(number) >= len(weights) or kind not in KINDS:
+            raise CheckpointError(f"{source}: {name} is no mean of one of {len(weights)} weights")
+        shape = () if kind == "step" else tuple(weights[int(number)].shape)
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"{source}: {name} must have the shape {shape}, got {tuple(tensor.shape)}")
         state.setdefault(int(number), {})[kind] = tensor
+    if not state or any(len(kinds) < len(KINDS) for kinds in state.values()):
+        raise CheckpointError(f"{source} must hold {', '.join(KINDS)} of each weight that was changed")
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ctm.checkpoint import CheckpointError
 from ctm.tasks import Task, load_task
+from ctm.tasks.fetch import FetchError
+from ctm.tasks.idx import IdxError
 from ctm.training.config import RunConfig
 from ctm.training.fit import check_fit
 from ctm.training.interrupt import Interrupt
 from ctm.training.loop import Trainer
 from ctm.training.report import FolderReporter, Reporter
+from ctm.training.resume import changes, holds_run, last_checkpoint, run_of
 from ctm.training.settings import ConfigError, to_table
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
@@ -37,10 +39,8 @@ def train(config: RunConfig, *, resume: bool = False, command: Sequence[str] = (
         ConfigError, CheckpointError, FetchError, IdxError, FileNotFoundError: the run cannot begin.
         DivergedError: it began and left the finite numbers.
     """
-    last = config.folder / "last"
-    if resume and not last.exists():
-        raise CheckpointError(f"{config.folder} holds no checkpoint to resume from")
-    if not resume and last.exists():
+    changed = changes(run_of(last_checkpoint(config.folder)), config) if resume else []
+    if not resume and holds_run(config.folder):
         raise ConfigError(f"{config.folder} holds a run: --resume {config.folder} goes on, --name makes another")
     _prepare_torch(config)
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
@@ -50,18 +50,37 @@ def train(config: RunConfig, *, resume: bool = False, command: Sequence[str] = (
         stack.callback(accelerator.end_training)
         # The first process fetches what must be fetched, the others find it.
         with accelerator.local_main_process_first():
-            task = load_task(config.task, config.data_dir)
+            task = _load_task(config)
         check_fit(config.model, task)
+        _make_folder(config.folder)
         trainer = Trainer(config, task, accelerator, Reporter(), _origin(config, task, command))
         if resume:
-            trainer.restore(last.resolve())
+            trainer.restore(last_checkpoint(config.folder))
         if accelerator.is_main_process:
             done = trainer.progress.done
             trainer.reporter = stack.enter_context(FolderReporter(config.folder, done, config.updates))
-        trainer.reporter.say(_greeting(trainer))
+        for sentence in (_greeting(trainer), *changed):
+            trainer.reporter.say(sentence)
         finished = trainer.run(interrupt)
         trainer.reporter.say(_farewell(trainer, finished, interrupt.signal_name))
         return finished
+
+
+def _load_task(config: RunConfig) -> Task:
+    try:
+        return load_task(config.task, config.data_dir)
+    except (FetchError, IdxError):
+        raise
+    except ValueError as error:
+        # Options of the task that only its data can show to be wrong.
+        raise ConfigError(str(error)) from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the run's folder {folder} cannot be made: {error.strerror}") from error
 
 
 def _prepare_torch(config: RunConfig) -> None:

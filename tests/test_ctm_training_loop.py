@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ctm.checkpoint import load_model, read_checkpoint
+from ctm.checkpoint import load_model, point_at, read_checkpoint
 from ctm.judge import judge, judge_predictions
 from ctm.model import CTM
 from ctm.tasks import load_task
@@ -138,6 +138,18 @@ def test_accumulated_parts_make_the_same_update(tmp_path: Path, parts: int) -> N
         torch.testing.assert_close(in_parts.gradient_norm, in_one.gradient_norm, rtol=1e-4, atol=1e-6)
 
 
+def test_parts_are_normalised_by_their_own_rows(tmp_path: Path) -> None:
+    changes = {"model.backbone": "digit"}
+    whole, split = trainer(small(tmp_path, changes)), trainer(small(tmp_path, {**changes, "parts": 3}))
+    whole.update(), split.update()
+    (one, three), (of_all, of_parts) = (
+        [dict(run.model.named_buffers())[f"backbone.layers.1.{name}"] for run in (whole, split)]
+        for name in ("num_batches_tracked", "running_var")
+    )
+    assert (one, three) == (1, 3)
+    assert not torch.allclose(of_all, of_parts, rtol=1e-3), "what the configuration says of parts is out of date"
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_gives_others(tmp_path: Path) -> None:
     for name, seed in (("one", 5), ("again", 5), ("other", 6)):
         train(small(tmp_path, {"name": name, "seed": seed, "model.dropout": 0.1, "model.backbone": "digit"}))
@@ -198,7 +210,7 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(tmp_path: Pat
 
 
 @pytest.mark.parametrize("energy", [None, 8])
-def test_an_energy_head_adds_its_part_to_the_loss(tmp_path: Path, energy: int | None) -> None:
+def test_only_an_energy_head_is_taught_by_the_energys_scale(tmp_path: Path, energy: int | None) -> None:
     run = trainer(small(tmp_path, {"model.energy_hidden": energy}))
     first = run.update()
     heavier = trainer(small(tmp_path, {"model.energy_hidden": energy, "loss.energy_scale": 10.0})).update()
@@ -250,6 +262,24 @@ def test_a_loss_that_is_not_finite_ends_the_run_by_name(
     assert saved.progress["done"] == 4
     assert all(weight.isfinite().all() for weight in saved.weights.values() if weight.is_floating_point())
     capsys.readouterr()
+
+
+def test_what_last_and_best_mean_is_never_pruned(tmp_path: Path) -> None:
+    # Killed before `last` was moved on, a run has checkpoints ahead of it; they are newer than what it writes next.
+    config = small(tmp_path, {"updates": 3, "report.checkpoint_every": 1, "report.keep": 3})
+    train(config)
+    run = tmp_path / "digits"
+    point_at(run / "last", run / "checkpoints" / "update-000001")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    resumed = trainer(small(tmp_path, {"report.keep": 1}))
+    resumed.origin = {"provenance": {}}
+    resumed.restore((run / "last").resolve())
+    resumed.update()
+    resumed.save()
+    assert (run / "last").resolve().name == "update-000002"
+    assert read_checkpoint(run / "last").progress["done"] == 2
+    assert (run / "best").exists()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["update-000002", "update-000003"]
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:

@@ -296,3 +296,14 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:
     accelerator.state._shared_state["num_processes"] = 5
     with pytest.raises(ConfigError, match="1 equal parts in each of 5 processes, got 24"):
         Trainer(config, load_task(config.task), accelerator, Reporter(), {})
+
+
+@pytest.mark.parametrize("average_decay", [0.0, 0.9])
+def test_every_process_evaluates_with_the_first_ones_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average_decay: float
+) -> None:
+    run = trainer(small(tmp_path, {"model.backbone": "digit", "optimiser.average_decay": average_decay}))
+    run.accelerator.state._shared_state["num_processes"] = 2
+    monkeypatch.setattr("ctm.training.loop.broadcast", lambda tensor, from_process: torch.full_like(tensor, 7))
+    run._refresh_served()
+    assert all((buffer == 7).all() for buffer in run.served.buffers())

@@ -304,6 +304,6 @@ def test_every_process_evaluates_with_the_first_ones_statistics(
 ) -> None:
     run = trainer(small(tmp_path, {"model.backbone": "digit", "optimiser.average_decay": average_decay}))
     run.accelerator.state._shared_state["num_processes"] = 2
-    monkeypatch.setattr("ctm.training.loop.broadcast", lambda tensor, from_process: torch.full_like(tensor, 7))
+    monkeypatch.setattr("ctm.training.loop.broadcast", lambda tensor, **_: torch.full_like(tensor, 7))
     run._refresh_served()
     assert all((buffer == 7).all() for buffer in run.served.buffers())

@@ -13,11 +13,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from ctm.checkpoint import load_model, read_checkpoint
-from ctm.tasks import load_task
-from ctm.tasks.config import TaskConfig
+from ctm.checkpoint import read_checkpoint
 from ctm.training.cli import main
-from ctm.training.evaluate import evaluate
 
 ROOT = Path(__file__).parent.parent
 UPDATES = 60
@@ -146,15 +143,3 @@ def test_two_processes_make_the_same_run_as_one(tmp_path: Path) -> None:
     two_say, one_says = (log_of(tmp_path / name / "digits")[-1] for name in ("two", "one"))
     assert two_say["rows"] == one_says["rows"] == 359
     assert two_say["certainty_by_tick"] == pytest.approx(one_says["certainty_by_tick"], abs=1e-4)
-
-
-def test_two_processes_evaluate_the_model_that_is_saved(tmp_path: Path) -> None:
-    # Batch normalisation keeps other statistics in each process; the saved ones are the first process's.
-    options = [*OPTIONS, "--model.backbone", "digit", "--updates", "10", "--optimiser.warmup-updates", "0"]
-    options += ["--optimiser.learning-rate", "0.02", "--optimiser.average-decay", "0.5", "--report.every", "10"]
-    in_two_processes([*options, "--output-dir", str(tmp_path)])
-    model, _ = load_model(tmp_path / "digits" / "last")
-    evaluation = evaluate(model, load_task(TaskConfig(name="digits")).held_out, batch_size=500)
-    logged = log_of(tmp_path / "digits")[-1]
-    assert logged["certainty_by_tick"] == pytest.approx(evaluation.certainty_by_tick, rel=1e-5)
-    assert logged["accuracy_by_tick"] == pytest.approx(evaluation.accuracy_by_tick, abs=1.5 / evaluation.rows)

@@ -247,7 +247,7 @@ def test_when_a_thought_stops(fields, expected):
     [
         pytest.param({}, {"every": 1}, id="each tick"),
         pytest.param({"every": 0}, {"every": 0}, id="answers only"),
-        pytest.param({"every": 2**32 - 1}, {"every": 2**32 - 1}, id="seldom"),
+        pytest.param({"every": 2**32 - 1}, {"every": 41}, id="never: more seldom than the tick cap allows"),
         pytest.param({"predictions": True}, {"predictions": True}, id="predictions"),
         pytest.param({"top_k": 2}, {"top_k": 2}, id="two classes"),
         pytest.param({"top_k": 2**32 - 1}, {"top_k": 3}, id="more classes than there are"),

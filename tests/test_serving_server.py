@@ -106,10 +106,10 @@ async def test_sigterm_lets_running_thoughts_finish_and_turns_new_ones_away(tiny
 async def test_a_second_signal_ends_the_grace_at_once(tiny_store):
     never = pb.StopPolicy(disabled=[pb.CERTAIN], max_ticks=16)
     quiet = pb.StreamPolicy(every=0)
-    slow = ("--grace-seconds", "300", "--engine.num-slots", "2", "--engine.max-waiting", "60000")
+    slow = ("--grace-seconds", "300", "--engine.num-slots", "2", "--engine.max-waiting", "20000")
     async with served(tiny_store, *slow) as server, grpc.aio.insecure_channel(server.address) as channel:
         call = pb_grpc.ThinkerStub(channel).ThinkStream()
-        for k in range(200):
+        for k in range(50):
             await call.write(pb.ThinkCommand(think=think(rows=256, request_id=str(k), stop=never, stream=quiet)))
         await call.write(pb.ThinkCommand())
         while not (await call.read()).HasField("failure"):

@@ -72,8 +72,8 @@ def test_stopping_at_the_shipped_threshold_is_as_good_and_as_quick_as_the_card_s
     card = min(mnist.manifest.quality.frontier, key=lambda point: abs(point.certainty_threshold - threshold))
     used = np.array([answer.ticks_used for answer in answers])
     assert accuracy(answers, labels) == pytest.approx(card.accuracy, abs=2e-4)
-    # Digit 6605 comes within 1.2e-7 of the threshold at tick 12: it stops there or at 20, by the last bit of a sum. That
-    # one row moves the mean by 0.0008 and the deviation by 0.003.
+    # Digit 6605 comes within 1.2e-7 of the threshold at tick 12: it stops there or at 20, by the last bit of a sum.
+    # That moves the mean by 0.0008 and the deviation by 0.003.
     assert used.mean() == pytest.approx(card.mean_ticks, abs=0.005)
     assert used.std() == pytest.approx(card.ticks_deviation, abs=0.005)
     assert card.accuracy >= 0.983

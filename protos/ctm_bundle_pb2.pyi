@@ -48,6 +48,7 @@ class Manifest(google.protobuf.message.Message):
     MEMORY_FIELD_NUMBER: builtins.int
     FINISH_OUTPUTS_FIELD_NUMBER: builtins.int
     CHAIN_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
     format_version: builtins.int
     """Raised when an older server could misread a newer bundle; a server refuses what is newer than it knows."""
     name: builtins.str
@@ -62,6 +63,7 @@ class Manifest(google.protobuf.message.Message):
     tick_cap: builtins.int
     """No request may ask for more: the tables inside the tick graph are this long."""
     chain: builtins.str
+    """How the answer of one thought makes the input of the next: "text", or empty where a row is a single thought."""
     @property
     def config(self) -> google.protobuf.struct_pb2.Struct:
         """The model's configuration, as its checkpoint holds it; the eager backend builds from it."""
@@ -100,6 +102,10 @@ class Manifest(google.protobuf.message.Message):
 
     @property
     def finish_outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TensorSpec]: ...
+    @property
+    def text(self) -> global___Text:
+        """Chains of text alone."""
+
     def __init__(
         self,
         *,
@@ -125,9 +131,10 @@ class Manifest(google.protobuf.message.Message):
         memory: collections.abc.Iterable[global___TensorSpec] | None = ...,
         finish_outputs: collections.abc.Iterable[global___TensorSpec] | None = ...,
         chain: builtins.str = ...,
+        text: global___Text | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["config", b"config", "provenance", b"provenance", "quality", b"quality", "stop", b"stop"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artefacts", b"artefacts", "chain", b"chain", "config", b"config", "context", b"context", "description", b"description", "family", b"family", "files", b"files", "finish_outputs", b"finish_outputs", "format_version", b"format_version", "inputs", b"inputs", "labels", b"labels", "memory", b"memory", "name", b"name", "outputs", b"outputs", "provenance", b"provenance", "quality", b"quality", "state", b"state", "stop", b"stop", "task", b"task", "tick_cap", b"tick_cap", "ticks", b"ticks", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config", "provenance", b"provenance", "quality", b"quality", "stop", b"stop", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artefacts", b"artefacts", "chain", b"chain", "config", b"config", "context", b"context", "description", b"description", "family", b"family", "files", b"files", "finish_outputs", b"finish_outputs", "format_version", b"format_version", "inputs", b"inputs", "labels", b"labels", "memory", b"memory", "name", b"name", "outputs", b"outputs", "provenance", b"provenance", "quality", b"quality", "state", b"state", "stop", b"stop", "task", b"task", "text", b"text", "tick_cap", b"tick_cap", "ticks", b"ticks", "version", b"version"]) -> None: ...
 
 global___Manifest = Manifest
 
@@ -167,6 +174,8 @@ class TensorSpec(google.protobuf.message.Message):
     MINIMUM_FIELD_NUMBER: builtins.int
     MAXIMUM_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
+    LENGTH_OF_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
     name: builtins.str
     datatype: builtins.str
     """As Open Inference names it: FP32, INT64, BOOL ..."""
@@ -175,9 +184,15 @@ class TensorSpec(google.protobuf.message.Message):
     """Inputs only: values outside are refused."""
     maximum: builtins.float
     description: builtins.str
+    length_of: builtins.str
+    """Inputs only: this whole number, one a row, says how many leading entries of that other input count. The rest is padding."""
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """One row's shape."""
+
+    @property
+    def buckets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Inputs only, with a length: sizes that the first dimension may be cut to where only padding is lost, rising to its own."""
 
     def __init__(
         self,
@@ -189,15 +204,49 @@ class TensorSpec(google.protobuf.message.Message):
         minimum: builtins.float | None = ...,
         maximum: builtins.float | None = ...,
         description: builtins.str = ...,
+        length_of: builtins.str = ...,
+        buckets: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "datatype", b"datatype", "description", b"description", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "role", b"role", "shape", b"shape"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "buckets", b"buckets", "datatype", b"datatype", "description", b"description", "length_of", b"length_of", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "role", b"role", "shape", b"shape"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_maximum", b"_maximum"]) -> typing.Literal["maximum"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_minimum", b"_minimum"]) -> typing.Literal["minimum"] | None: ...
 
 global___TensorSpec = TensorSpec
+
+@typing.final
+class Text(google.protobuf.message.Message):
+    """How a chain of next-token thoughts reads and writes text."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKENIZER_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    END_TOKEN_FIELD_NUMBER: builtins.int
+    PADDING_TOKEN_FIELD_NUMBER: builtins.int
+    tokenizer: builtins.str
+    """A file of the bundle, as the `tokenizers` library writes it."""
+    tokens: builtins.str
+    """The input that holds the tokens so far; another says how many they are (its `length_of`)."""
+    end_token: builtins.int
+    """Ends a chain when it is drawn; unset: no token does."""
+    padding_token: builtins.int
+    """Stands where there is no token."""
+    def __init__(
+        self,
+        *,
+        tokenizer: builtins.str = ...,
+        tokens: builtins.str = ...,
+        end_token: builtins.int | None = ...,
+        padding_token: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_end_token", b"_end_token", "end_token", b"end_token"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_end_token", b"_end_token", "end_token", b"end_token", "padding_token", b"padding_token", "tokenizer", b"tokenizer", "tokens", b"tokens"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_end_token", b"_end_token"]) -> typing.Literal["end_token"] | None: ...
+
+global___Text = Text
 
 @typing.final
 class StopDefaults(google.protobuf.message.Message):
@@ -420,11 +469,17 @@ class Quality(google.protobuf.message.Message):
     CALIBRATION_ERROR_FIELD_NUMBER: builtins.int
     ACCURACY_MOST_CERTAIN_FIELD_NUMBER: builtins.int
     FRONTIER_FIELD_NUMBER: builtins.int
+    WHOLE_FIELD_NUMBER: builtins.int
+    WHOLE_MOST_CERTAIN_FIELD_NUMBER: builtins.int
+    BITS_PER_BYTE_FIELD_NUMBER: builtins.int
+    BITS_PER_BYTE_MOST_CERTAIN_FIELD_NUMBER: builtins.int
     metric: builtins.str
     split: builtins.str
     rows: builtins.int
     accuracy_most_certain: builtins.float
     """At the most certain of all T ticks."""
+    whole_most_certain: builtins.float
+    bits_per_byte_most_certain: builtins.float
     @property
     def accuracy(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """By tick, each of length T."""
@@ -435,6 +490,14 @@ class Quality(google.protobuf.message.Message):
     def calibration_error(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
     @property
     def frontier(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Frontier]: ...
+    @property
+    def whole(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """By tick, where an answer has several positions: the share of rows that are right at every one."""
+
+    @property
+    def bits_per_byte(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """By tick, of models of text."""
+
     def __init__(
         self,
         *,
@@ -446,8 +509,12 @@ class Quality(google.protobuf.message.Message):
         calibration_error: collections.abc.Iterable[builtins.float] | None = ...,
         accuracy_most_certain: builtins.float = ...,
         frontier: collections.abc.Iterable[global___Frontier] | None = ...,
+        whole: collections.abc.Iterable[builtins.float] | None = ...,
+        whole_most_certain: builtins.float = ...,
+        bits_per_byte: collections.abc.Iterable[builtins.float] | None = ...,
+        bits_per_byte_most_certain: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "accuracy_most_certain", b"accuracy_most_certain", "calibration_error", b"calibration_error", "certainty", b"certainty", "frontier", b"frontier", "metric", b"metric", "rows", b"rows", "split", b"split"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "accuracy_most_certain", b"accuracy_most_certain", "bits_per_byte", b"bits_per_byte", "bits_per_byte_most_certain", b"bits_per_byte_most_certain", "calibration_error", b"calibration_error", "certainty", b"certainty", "frontier", b"frontier", "metric", b"metric", "rows", b"rows", "split", b"split", "whole", b"whole", "whole_most_certain", b"whole_most_certain"]) -> None: ...
 
 global___Quality = Quality
 
@@ -462,11 +529,16 @@ class Frontier(google.protobuf.message.Message):
     MEAN_TICKS_FIELD_NUMBER: builtins.int
     TICKS_DEVIATION_FIELD_NUMBER: builtins.int
     SHARE_CERTAIN_FIELD_NUMBER: builtins.int
+    WHOLE_FIELD_NUMBER: builtins.int
+    BITS_PER_BYTE_FIELD_NUMBER: builtins.int
     certainty_threshold: builtins.float
     accuracy: builtins.float
     mean_ticks: builtins.float
     ticks_deviation: builtins.float
     share_certain: builtins.float
+    whole: builtins.float
+    """As in Quality, where it has them."""
+    bits_per_byte: builtins.float
     def __init__(
         self,
         *,
@@ -475,7 +547,14 @@ class Frontier(google.protobuf.message.Message):
         mean_ticks: builtins.float = ...,
         ticks_deviation: builtins.float = ...,
         share_certain: builtins.float = ...,
+        whole: builtins.float | None = ...,
+        bits_per_byte: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "certainty_threshold", b"certainty_threshold", "mean_ticks", b"mean_ticks", "share_certain", b"share_certain", "ticks_deviation", b"ticks_deviation"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bits_per_byte", b"_bits_per_byte", "_whole", b"_whole", "bits_per_byte", b"bits_per_byte", "whole", b"whole"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bits_per_byte", b"_bits_per_byte", "_whole", b"_whole", "accuracy", b"accuracy", "bits_per_byte", b"bits_per_byte", "certainty_threshold", b"certainty_threshold", "mean_ticks", b"mean_ticks", "share_certain", b"share_certain", "ticks_deviation", b"ticks_deviation", "whole", b"whole"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_bits_per_byte", b"_bits_per_byte"]) -> typing.Literal["bits_per_byte"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_whole", b"_whole"]) -> typing.Literal["whole"] | None: ...
 
 global___Frontier = Frontier

@@ -65,6 +65,32 @@ TICK_BUDGET: StopReason.ValueType  # 6
 DEADLINE: StopReason.ValueType  # 7
 global___StopReason = StopReason
 
+class _ChainEnd:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ChainEndEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ChainEnd.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CHAIN_END_UNSPECIFIED: _ChainEnd.ValueType  # 0
+    """it has"""
+    MAX_LINKS: _ChainEnd.ValueType  # 1
+    STOP_TEXT: _ChainEnd.ValueType  # 2
+    END_TOKEN: _ChainEnd.ValueType  # 3
+    INTERRUPTED: _ChainEnd.ValueType  # 4
+    """by the deadline, a drain, or a thought that diverged"""
+
+class ChainEnd(_ChainEnd, metaclass=_ChainEndEnumTypeWrapper):
+    """Why a row has no further link."""
+
+CHAIN_END_UNSPECIFIED: ChainEnd.ValueType  # 0
+"""it has"""
+MAX_LINKS: ChainEnd.ValueType  # 1
+STOP_TEXT: ChainEnd.ValueType  # 2
+END_TOKEN: ChainEnd.ValueType  # 3
+INTERRUPTED: ChainEnd.ValueType  # 4
+"""by the deadline, a drain, or a thought that diverged"""
+global___ChainEnd = ChainEnd
+
 class _Code:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -105,7 +131,9 @@ class Tensor(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     name: builtins.str
     datatype: builtins.str
-    """As Open Inference names it: BOOL, UINT8, INT8 ... INT64, FP16, FP32, FP64."""
+    """As Open Inference names it: BOOL, UINT8, INT8 ... INT64, FP16, FP32, FP64; BYTES for texts, each after its length in
+    bytes as four bytes.
+    """
     data: builtins.bytes
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
@@ -330,9 +358,13 @@ class ChainPolicy(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     OPTIONS_FIELD_NUMBER: builtins.int
     max_links: builtins.int
+    """Thoughts of one row, at most; unset: 1."""
     seed: builtins.int
+    """Unset: drawn by the server, and told in the summary."""
     @property
-    def options(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Value]: ...
+    def options(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Value]:
+        """Text: temperature, top_p (numbers), top_k (integer), stop (text or texts)."""
+
     def __init__(
         self,
         *,
@@ -532,6 +564,7 @@ class Answer(google.protobuf.message.Message):
     OUTPUTS_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     ENERGY_FIELD_NUMBER: builtins.int
+    CHAIN_END_FIELD_NUMBER: builtins.int
     row: builtins.int
     link: builtins.int
     ticks_used: builtins.int
@@ -541,7 +574,12 @@ class Answer(google.protobuf.message.Message):
     stop_reason: global___StopReason.ValueType
     abstained: builtins.bool
     text: builtins.str
+    """Of text chains: what became readable with this link. Bytes of an unfinished character, and what may yet become a
+    stop text, wait for a later link.
+    """
     energy: builtins.float
+    chain_end: global___ChainEnd.ValueType
+    """On the last link of a row."""
     @property
     def prediction(self) -> global___Tensor: ...
     @property
@@ -563,9 +601,10 @@ class Answer(google.protobuf.message.Message):
         outputs: collections.abc.Iterable[global___Tensor] | None = ...,
         text: builtins.str = ...,
         energy: builtins.float | None = ...,
+        chain_end: global___ChainEnd.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_energy", b"_energy", "energy", b"energy", "prediction", b"prediction"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_energy", b"_energy", "abstained", b"abstained", "answer_tick", b"answer_tick", "certainty", b"certainty", "energy", b"energy", "link", b"link", "outputs", b"outputs", "prediction", b"prediction", "row", b"row", "stop_reason", b"stop_reason", "text", b"text", "ticks_used", b"ticks_used", "top", b"top"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_energy", b"_energy", "abstained", b"abstained", "answer_tick", b"answer_tick", "certainty", b"certainty", "chain_end", b"chain_end", "energy", b"energy", "link", b"link", "outputs", b"outputs", "prediction", b"prediction", "row", b"row", "stop_reason", b"stop_reason", "text", b"text", "ticks_used", b"ticks_used", "top", b"top"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_energy", b"_energy"]) -> typing.Literal["energy"] | None: ...
 
 global___Answer = Answer
@@ -583,6 +622,8 @@ class Summary(google.protobuf.message.Message):
     THINK_SECONDS_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
     ticks_used: builtins.int
     """Of all rows and links."""
     queue_seconds: builtins.float
@@ -590,6 +631,8 @@ class Summary(google.protobuf.message.Message):
     model: builtins.str
     """The model and version that answered."""
     version: builtins.int
+    seed: builtins.int
+    """Of chains: what their randomness was drawn from; the same seed draws the same again."""
     @property
     def abstain_mask(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bool]:
         """One for each row: whether its last answer abstained."""
@@ -597,6 +640,10 @@ class Summary(google.protobuf.message.Message):
     @property
     def abstentions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """One for each row: how many of its links abstained."""
+
+    @property
+    def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Of text chains, one for each row: all that was generated, without the stop text."""
 
     def __init__(
         self,
@@ -608,8 +655,12 @@ class Summary(google.protobuf.message.Message):
         think_seconds: builtins.float = ...,
         model: builtins.str = ...,
         version: builtins.int = ...,
+        seed: builtins.int | None = ...,
+        texts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["abstain_mask", b"abstain_mask", "abstentions", b"abstentions", "model", b"model", "queue_seconds", b"queue_seconds", "think_seconds", b"think_seconds", "ticks_used", b"ticks_used", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "abstain_mask", b"abstain_mask", "abstentions", b"abstentions", "model", b"model", "queue_seconds", b"queue_seconds", "seed", b"seed", "texts", b"texts", "think_seconds", b"think_seconds", "ticks_used", b"ticks_used", "version", b"version"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___Summary = Summary
 

@@ -53,6 +53,19 @@ class RootBeta(NamedTuple):
     """[O], or [B, O]"""
 
 
+class Seen(NamedTuple):
+    """What a tick shows of itself before a prediction is read off."""
+
+    attention: Tensor
+    """[B, h, L] weights; each head's sum to 1."""
+    sync_action: Tensor
+    """[B, A]"""
+    sync_out: Tensor
+    """[B, O]"""
+    pre: Tensor
+    """[B, D] pre-activations."""
+
+
 class TickOutput(NamedTuple):
     """What can be seen of one tick."""
 
@@ -166,6 +179,16 @@ class CTM(nn.Module):
         self, context: Context, state: State, root_beta_action: Tensor, root_beta_out: Tensor
     ) -> tuple[State, TickOutput]:
         """One tick of all rows. A pure function: the state is not changed."""
+        state, seen = self.advance(context, state, root_beta_action, root_beta_out)
+        # Outside autocast's half precision: certainties are compared with thresholds.
+        prediction = self.readout(seen.sync_out).to(state.post.dtype)
+        energy = None if self.energy is None else self.energy(seen.sync_out).to(state.post.dtype)
+        return state, TickOutput(prediction, certainty(prediction, self.config.answer_shape), energy, *seen)
+
+    def advance(
+        self, context: Context, state: State, root_beta_action: Tensor, root_beta_out: Tensor
+    ) -> tuple[State, Seen]:
+        """A tick as far as the out sync, before anything is read off it."""
         keep_action, keep_out = self.keep()
 
         sync_action = state.action_sum / root_beta_action
@@ -177,13 +200,7 @@ class CTM(nn.Module):
         action_sum = keep_action * state.action_sum + self.action_sync.products(post)
         out_sum = keep_out * state.out_sum + self.out_sync.products(post)
         sync_out = out_sum / root_beta_out
-        # Outside autocast's half precision: certainties are compared with thresholds.
-        prediction = self.readout(sync_out).to(state.post.dtype)
-        energy = None if self.energy is None else self.energy(sync_out).to(state.post.dtype)
-
-        sure = certainty(prediction, self.config.answer_shape)
-        output = TickOutput(prediction, sure, energy, attention, sync_action, sync_out, pre)
-        return State(trace, post, action_sum, out_sum), output
+        return State(trace, post, action_sum, out_sum), Seen(attention, sync_action, sync_out, pre)
 
     def forward(self, inputs: Tensor, *, ticks: int | None = None, track: bool = False) -> Thoughts:
         """Think about every row for the same number of ticks, `config.ticks` unless given."""

@@ -29,6 +29,28 @@ class Evaluation:
     calibration_error_by_tick: list[float]
     frontier: tuple[FrontierPoint, ...]
 
+    @property
+    def score(self) -> float:
+        """By which the best checkpoint is chosen; higher is better."""
+        return self.accuracy
+
+    def scalars(self) -> dict[str, float]:
+        """What is drawn over the course of a run."""
+        return {
+            "accuracy": self.accuracy,
+            "mean_answer_tick": self.mean_answer_tick,
+            "accuracy_first_tick": self.accuracy_by_tick[0],
+            "accuracy_last_tick": self.accuracy_by_tick[-1],
+            "certainty_last_tick": self.certainty_by_tick[-1],
+        }
+
+    def sentence(self) -> str:
+        """For the log."""
+        return (
+            f"held-out accuracy {self.accuracy:.4f} at the most certain tick, "
+            f"{self.accuracy_by_tick[0]:.4f} at the first, {self.accuracy_by_tick[-1]:.4f} at the last"
+        )
+
 
 def evaluate(model: CTM, rows: Rows, batch_size: int, accelerator: Accelerator | None = None) -> Evaluation:
     """Think about all rows for all ticks; of several processes each does its share, and all get the same numbers."""

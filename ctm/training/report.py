@@ -81,21 +81,10 @@ class FolderReporter(Reporter):
 
     def evaluation(self, update: int, evaluation: Evaluation, best: bool) -> None:
         self._write({"event": "evaluation", "update": update, "best": best, **dataclasses.asdict(evaluation)})
-        scalars = {
-            "held_out/accuracy": evaluation.accuracy,
-            "held_out/mean_answer_tick": evaluation.mean_answer_tick,
-            "held_out/accuracy_first_tick": evaluation.accuracy_by_tick[0],
-            "held_out/accuracy_last_tick": evaluation.accuracy_by_tick[-1],
-            "held_out/certainty_last_tick": evaluation.certainty_by_tick[-1],
-        }
-        self._draw(update, scalars)
+        self._draw(update, {f"held_out/{name}": value for name, value in evaluation.scalars().items()})
         figure = plot_evaluation(evaluation, f"{self._folder.name}, update {update}, {evaluation.rows} held-out rows")
         save_plot(figure, self._folder / "plots" / f"update-{update:06d}.png")
-        self.say(
-            f"update {update}: held-out accuracy {evaluation.accuracy:.4f} at the most certain tick, "
-            f"{evaluation.accuracy_by_tick[0]:.4f} at the first, {evaluation.accuracy_by_tick[-1]:.4f} at the last"
-            + (", the best so far" if best else "")
-        )
+        self.say(f"update {update}: {evaluation.sentence()}" + (", the best so far" if best else ""))
 
     def say(self, sentence: str) -> None:
         self._console.print(sentence, markup=False)

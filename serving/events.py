@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import ServingError
-from serving.request import Array, StopReason
+from serving.request import Array, ChainEnd, StopReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,11 @@ class Answer:
     leading: Leading | None = None
     energy: float | None = None
     link: int = 0
+    text: str = ""
+    """Of text chains: what became readable with this link."""
+    outputs: dict[str, Array] = field(default_factory=dict)
+    """What the chain gives besides, one row's values without the row dimension."""
+    chain_end: ChainEnd = ChainEnd.GOES_ON
 
 
 @dataclass(slots=True)
@@ -57,12 +62,19 @@ class Summary:
     """The last event of a request that did not fail."""
 
     abstain_mask: list[bool]
+    """Whether each row's last answer abstained."""
     abstentions: list[int]
+    """Answers of each row that abstained, over all its links."""
     ticks_used: int
+    """By all rows and links."""
     queue_seconds: float
-    """From arrival to the admission of the last row."""
+    """From arrival to the admission of the last row; of chains, of their first link."""
     think_seconds: float
     """From the first admission to the last answer."""
+    seed: int | None = None
+    """Of chains: what their randomness was drawn from, in [0, 2^64)."""
+    texts: list[str] = field(default_factory=list)
+    """Of text chains, one a row: all that was generated."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,10 @@ class TensorSpec:
     shape: tuple[int, ...]
     minimum: float | None = None
     maximum: float | None = None
+    length_of: str = ""
+    """Of an input: this whole number, one a row, says how many leading entries of that other input count."""
+    buckets: tuple[int, ...] = ()
+    """Of an input with a length: sizes that its first dimension may be cut to, rising to its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

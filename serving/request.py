@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from serving.chain import Chain
 
 Array = NDArray[Any]
 
@@ -31,6 +34,16 @@ class AnswerRule(IntEnum):
 
     MOST_CERTAIN = 1
     LAST = 2
+
+
+class ChainEnd(IntEnum):
+    """Why a row's chain has no further link. The numbers are the protocol's."""
+
+    GOES_ON = 0  # it has; of a single thought nothing is said
+    MAX_LINKS = 1
+    STOP_TEXT = 2
+    END_TOKEN = 3
+    INTERRUPTED = 4  # by the deadline, a drain, or a thought that diverged
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,3 +92,5 @@ class Request:
     """Monotonic seconds; `inf` is none."""
     arrival: float = 0.0
     """Monotonic seconds."""
+    chain: "Chain | None" = None
+    """What follows each row's thought; None: each row is a single thought."""

@@ -1,0 +1,5 @@
+"""What can be wrong with a corpus, and with what one is made from."""
+
+
+class CorpusError(ValueError):
+    """A corpus cannot be made or read: one sentence says what was met and what was expected."""

@@ -92,9 +92,18 @@ def energy_loss(
         As `tick` the one of least energy: with an energy head, that is the sure one.
     """
     cross_entropy = _cross_entropy(predictions[:, :, None], targets[:, None]).mean()
+    contrast = energy_contrast(predictions, energies, targets, margin=margin)
+    return Loss(cross_entropy + scale * contrast, energies.argmin(-1))
+
+
+def energy_contrast(predictions: Tensor, energies: Tensor, targets: Tensor, *, margin: float) -> Tensor:
+    """The energies' part of `energy_loss`: scalar, the mean over rows and ticks.
+
+    Where a prediction is right with probability p, the energy that costs least is (1 - p) margin: an energy that is
+    learned well says how likely its prediction is wrong.
+    """
     right_BT = predictions.argmax(-1) == targets[:, None]
-    contrast_BT = torch.where(right_BT, energies, (margin - energies).relu()).square()
-    return Loss(cross_entropy + scale * contrast_BT.mean(), energies.argmin(-1))
+    return torch.where(right_BT, energies, (margin - energies).relu()).square().mean()
 
 
 def _by_position(predictions_BTC: Tensor, targets_BR: Tensor) -> Tensor:

@@ -48,8 +48,10 @@ class LossConfig:
     """How predictions are judged; the task says by which loss."""
 
     most_certain: bool = True
-    """Learn from the most certain tick besides the best one (the paper's loss); false takes the last tick instead. A
-    model with an energy head learns from all ticks alike."""
+    """Learn from the most certain tick besides the best one (the paper's loss); false takes the last tick instead."""
+    energy_beside: Literal["every_tick", "paper", "both"] = "every_tick"
+    """What a model with an energy head learns to predict by, beside the energy's part: the cross-entropy of every tick
+    alike, with which such models were published; the paper's loss; or both."""
     energy_margin: float = 10.0
     """Energy that a wrong prediction is pushed above; used by a model with an energy head."""
     energy_scale: float = 0.1

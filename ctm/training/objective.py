@@ -1,9 +1,9 @@
-"""What is descended: the loss that a task names, or the energy loss where the model has an energy head."""
+"""What is descended: the loss that a task names, with the energies' part where the model has an energy head."""
 
 from torch import Tensor
 
 from ctm.certainty import most_certain
-from ctm.losses import Loss, energy_loss, image_loss, parity_loss
+from ctm.losses import Loss, energy_contrast, energy_loss, image_loss, parity_loss
 from ctm.model import Thoughts
 from ctm.tasks.task import LossName
 from ctm.training.config import LossConfig
@@ -12,16 +12,26 @@ from ctm.training.config import LossConfig
 def objective(thoughts: Thoughts, targets: Tensor, name: LossName, config: LossConfig) -> Loss:
     """Scalar loss of a batch, and the tick that each row is judged by.
 
-    A model with an energy head descends `energy_loss` alone, which is the loss such models were published with: it
-    has a cross-entropy of its own, at all ticks, and the paper's loss beside it would count the cross-entropy twice.
-    An energy is read at every tick, so every tick should learn to predict. Rows are then judged by their most certain
-    tick, as evaluations judge them; without an energy head `most_certain` may choose the last tick instead.
+    A model with an energy head learns its energies at every tick, by `energy_contrast`, and its predictions by what
+    `energy_beside` names. With the cross-entropy of every tick that is `energy_loss`, which such models were published
+    with; rows are then judged by their most certain tick, as evaluations judge them.
     """
-    if thoughts.energies is not None:
-        assert name == "image", "an energy head needs one label a row"
-        scales = {"margin": config.energy_margin, "scale": config.energy_scale}
-        energy = energy_loss(thoughts.predictions, thoughts.energies, targets, **scales)
-        return Loss(energy.value, most_certain(thoughts.certainties))
+    if thoughts.energies is None:
+        return _predicted(thoughts, targets, name, config)
+    assert name == "image", "an energy head needs one label a row"
+    given = thoughts.predictions, thoughts.energies, targets
+    if config.energy_beside == "paper":
+        paper = _predicted(thoughts, targets, name, config)
+        contrast = energy_contrast(*given, margin=config.energy_margin)
+        return Loss(paper.value + config.energy_scale * contrast, paper.tick)
+    every = energy_loss(*given, margin=config.energy_margin, scale=config.energy_scale).value
+    if config.energy_beside == "both":
+        paper = _predicted(thoughts, targets, name, config)
+        return Loss(every + paper.value, paper.tick)
+    return Loss(every, most_certain(thoughts.certainties))
+
+
+def _predicted(thoughts: Thoughts, targets: Tensor, name: LossName, config: LossConfig) -> Loss:
     match name:
         case "image":
             judge = image_loss

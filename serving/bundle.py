@@ -17,6 +17,7 @@ from serving.manifest import MANIFEST, program, read, stop_defaults
 from serving.mismatch import Mismatch, listing, quote
 from serving.program import Program, TensorSpec
 from serving.request import Array, StopPolicy
+from serving.text.model import TextModel, text_model
 
 START = "start.safetensors"
 
@@ -37,6 +38,8 @@ class Bundle:
     abstain_below: float
     tick_cap: int
     """No request may ask for more ticks."""
+    text: TextModel | None = field(default=None, repr=False)
+    """Of models of text: what makes a chain of their thoughts."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -79,17 +82,19 @@ def _load(path: Path) -> Bundle:
         raise Mismatch(f"{MANIFEST}: version", manifest.version, f"{path.name}, the folder's")
     _check_files(path, manifest)
     described = program(manifest)
-    start = next(file for file in manifest.files if file.name == START)
+    files = {file.name: file for file in manifest.files}
+    text = text_model(manifest, _content(path, files[manifest.text.tokenizer])) if manifest.chain else None
     return Bundle(
         path=path,
         name=manifest.name,
         version=manifest.version,
         manifest=manifest,
-        program=replace(described, start=_start(_content(path, start), described.state)),
-        labels=tuple(manifest.labels),
+        program=replace(described, start=_start(_content(path, files[START]), described.state)),
+        labels=text.tokenizer.labels() if text else tuple(manifest.labels),
         stop=stop_defaults(manifest),
         abstain_below=manifest.stop.abstain_below,
         tick_cap=manifest.tick_cap,
+        text=text,
     )
 
 
@@ -110,6 +115,8 @@ def _check_files(path: Path, manifest: Manifest) -> None:
     if len(set(names)) != len(names):
         raise Mismatch(f"{MANIFEST}: files", listing(names), "each name once")
     needed = {START} | {file for artefact in manifest.artefacts for file in artefact.graphs.values()}
+    if manifest.chain:
+        needed.add(manifest.text.tokenizer)
     if missing := sorted(needed - set(names)):
         raise Mismatch(f"{MANIFEST}: files", listing(names), f"also {listing(missing)}: what is served has a hash")
     for file in manifest.files:

@@ -15,6 +15,7 @@ from serving.mismatch import Mismatch, listing, quote
 from serving.program import Program, TensorSpec
 from serving.request import StopPolicy
 from serving.tensors import DATATYPES, shape_text
+from serving.text.contract import check_text
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -104,7 +105,9 @@ def _spec(what: str, message: SpecMessage) -> TensorSpec:
     low, high = -inf if minimum is None else minimum, inf if maximum is None else maximum
     if not low <= high:
         raise Mismatch(f"{what}, minimum and maximum", f"{low} and {high}", "minimum <= maximum")
-    return TensorSpec(message.name, dtype, tuple(message.shape), minimum, maximum)
+    return TensorSpec(
+        message.name, dtype, tuple(message.shape), minimum, maximum, message.length_of, tuple(message.buckets)
+    )
 
 
 def check(manifest: Manifest) -> None:
@@ -114,12 +117,14 @@ def check(manifest: Manifest) -> None:
         Mismatch: it does.
     """
     _check_tensors(manifest)
+    _check_lengths(manifest)
     _check_roles(manifest)
     _check_ticks(manifest)
     _check_stop(manifest)
-    later = [field for field in ("chain", "memory", "finish_outputs") if getattr(manifest, field)]
+    check_text(manifest)
+    later = [field for field in ("memory", "finish_outputs") if getattr(manifest, field)]
     if later:
-        raise Mismatch(f"{MANIFEST}: {later[0]}", "a chain of thoughts", "none: this server runs single thoughts")
+        raise Mismatch(f"{MANIFEST}: {later[0]}", "a chain with a memory", "none: this server runs chains of text")
     kinds = [artefact.backend for artefact in manifest.artefacts]
     if not kinds or len(set(kinds)) != len(kinds):
         raise Mismatch(f"{MANIFEST}: artefacts", listing(kinds), "at least one, each backend once")
@@ -145,6 +150,34 @@ def _check_tensors(manifest: Manifest) -> None:
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated or "" in names:
             raise Mismatch(f"{MANIFEST}: names of {field}", quote((repeated or [""])[0]), "each once, none empty")
+
+
+def _check_lengths(manifest: Manifest) -> None:
+    """Inputs that say how much of another one counts, and the sizes that those may be cut to."""
+    inputs = {spec.name: spec for spec in manifest.inputs}
+    lengths = {spec.length_of: spec for spec in manifest.inputs if spec.length_of}
+    if len(lengths) != sum(1 for spec in manifest.inputs if spec.length_of):
+        raise Mismatch(f"{MANIFEST}: inputs", "two lengths of one input", "one at most")
+    for name, length in lengths.items():
+        what, measured = f"{MANIFEST}: inputs {quote(length.name)}", inputs.get(name)
+        if measured is None or not measured.shape or measured is length:
+            raise Mismatch(f"{what}, length_of", quote(name), f"another input with a dimension, of {listing(inputs)}")
+        size = measured.shape[0]
+        if (length.datatype, list(length.shape)) != ("INT64", []):
+            raise Mismatch(what, f"{length.datatype} {shape_text(length.shape)}", "INT64 []: a length")
+        bounds = [length.minimum if length.HasField("minimum") else None, length.maximum]
+        if bounds != [1, size]:
+            expected = f"1 and {size}, the size of {quote(name)}"
+            raise Mismatch(f"{what}, minimum and maximum", listing(bounds), expected)
+    for spec in (*manifest.inputs, *manifest.context, *manifest.state, *manifest.outputs):
+        sizes = list(spec.buckets)
+        if spec.length_of and spec.name not in inputs:
+            raise Mismatch(f"{MANIFEST}: {quote(spec.name)}, length_of", quote(spec.length_of), "none: inputs alone")
+        if sizes and (spec.name not in lengths or [*sorted({*sizes, spec.shape[0]})] != sizes or sizes[0] < 1):
+            expected = "sizes that rise from 1 or more to its first dimension, of an input with a length"
+            raise Mismatch(
+                f"{MANIFEST}: {quote(spec.name)} {shape_text(spec.shape)}, buckets", listing(sizes), expected
+            )
 
 
 def _check_roles(manifest: Manifest) -> None:

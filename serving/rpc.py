@@ -42,6 +42,7 @@ class Thinker:
 
     Args:
         max_rows: of one request.
+        max_links: of one row's chain.
         max_stream_requests: in flight on one ThinkStream call; beyond, the call's commands wait to be read.
         on_refusal: told of every request that is refused before it waits, with the model and version that it asked
             for, or with "" and 0 when there are no such.
@@ -52,11 +53,12 @@ class Thinker:
         models: Models,
         *,
         max_rows: int,
+        max_links: int,
         max_stream_requests: int,
         on_refusal: Callable[[str, int, ServingError], None],
     ) -> None:
         self._models = models
-        self._max_rows = max_rows
+        self._max_rows, self._max_links = max_rows, max_links
         self._max_stream_requests = max_stream_requests
         self._on_refusal = on_refusal
         self._readers: set[asyncio.Task[None]] = set()
@@ -123,7 +125,12 @@ class Thinker:
             served = self._models.find(message.model, message.version)
             name, version = served.bundle.name, served.bundle.version
             asked = wire.parse_request(
-                message, served.bundle, max_rows=self._max_rows, arrival=time.monotonic(), call_deadline=call_deadline
+                message,
+                served.bundle,
+                max_rows=self._max_rows,
+                max_links=self._max_links,
+                arrival=time.monotonic(),
+                call_deadline=call_deadline,
             )
             outbox = served.runner.submit(asked)
         except ServingError as error:

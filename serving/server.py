@@ -170,6 +170,7 @@ class Server:
         self._thinker = Thinker(
             self.models,
             max_rows=engine.max_rows,
+            max_links=engine.max_links,
             max_stream_requests=engine.max_waiting + engine.num_slots,
             on_refusal=self._metrics.rejected,
         )

@@ -54,6 +54,8 @@ class EngineConfig(_Config):
     """Thoughts that may wait for a slot; beyond, requests are refused."""
     max_rows: int = Field(default=256, ge=1)
     """Rows of one request."""
+    max_links: int = Field(default=4096, ge=1)
+    """Thoughts of one row in a chain, such as the tokens of a text."""
     encode_rows_per_step: int = Field(default=8, ge=1)
     """Inputs encoded between two ticks; few keep a heavy encoder from stalling those that think."""
     deadline_margin_seconds: float = Field(default=0.02, ge=0)

@@ -1,6 +1,6 @@
 """Tensors on the wire: a name, a datatype as Open Inference names it, a shape, row-major little-endian bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import islice
 from math import prod
@@ -66,6 +66,36 @@ def array(tensor: pb.Tensor) -> Array:
     if dtype == np.bool_ and values.view(np.uint8).max(initial=0) > 1:
         raise Mismatch(f"{what}, BOOL bytes", values.view(np.uint8).max(), "0 or 1")
     return values
+
+
+def texts(tensor: pb.Tensor) -> list[bytes]:
+    """The texts of a BYTES tensor of one dimension: each stands after its length in bytes, as four bytes.
+
+    Raises:
+        Mismatch: the lengths do not fill the bytes, or there are not as many texts as the shape says.
+    """
+    what, data, (count,) = f"tensor {quote(tensor.name)}, BYTES", tensor.data, tensor.shape
+    found: list[bytes] = []
+    place = 0
+    while place < len(data) and len(found) < count:
+        begin = place + 4
+        place = begin + int.from_bytes(data[place:begin], "little")
+        if place > len(data) or begin > len(data):
+            raise Mismatch(
+                f"{what}, text {len(found)}", f"an end at byte {place}", f"at most {len(data)}, all there are"
+            )
+        found.append(data[begin:place])
+    if len(found) != count or place != len(data):
+        got = f"{len(found)} texts in {place} of {len(data)} bytes"
+        raise Mismatch(f"{what} {shape_text(tensor.shape)}", got, f"{count} texts in all of them")
+    return found
+
+
+def text_message(name: str, values: Sequence[str | bytes]) -> pb.Tensor:
+    """Texts as a BYTES tensor of one dimension."""
+    encoded = [value.encode() if isinstance(value, str) else value for value in values]
+    data = b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
+    return pb.Tensor(name=name, datatype="BYTES", shape=[len(encoded)], data=data)
 
 
 def tensor_message(name: str, values: Array) -> pb.Tensor:

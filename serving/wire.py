@@ -8,12 +8,14 @@ Nothing a caller sends is trusted, and nothing is allocated before its size is k
 from collections.abc import Sequence
 from functools import lru_cache
 from math import isfinite
+from secrets import randbits
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from protos import ctm_serving_pb2 as pb
 from serving.bundle import Bundle
+from serving.chain import Chain
 from serving.errors import InvalidRequest, QueueFull, ServingError
 from serving.events import Answer, Event, Failure, Leading, Summary, Tick
 from serving.mismatch import Mismatch, listing, quote
@@ -22,6 +24,9 @@ from serving.program import TensorSpec
 from serving.request import Array, Request, StopPolicy, StreamPolicy
 from serving.status import code
 from serving.tensors import array, datatype, fill, shape_text
+from serving.text.chain import TextChain
+from serving.text.options import text_options
+from serving.text.prompt import prompts
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
@@ -29,26 +34,32 @@ if TYPE_CHECKING:
 LONGEST_ID = 256
 """Characters of a request id: it stands in every event."""
 
+_SEED_BITS = 32
+"""Of a seed that we draw: few enough to be read out and typed in."""
+
 
 def parse_request(
-    message: pb.ThinkRequest, bundle: Bundle, *, max_rows: int, arrival: float, call_deadline: float
+    message: pb.ThinkRequest, bundle: Bundle, *, max_rows: int, max_links: int, arrival: float, call_deadline: float
 ) -> Request:
     """What the engine needs to know, with the bundle's defaults filled in.
 
     Args:
         max_rows: of one request.
+        max_links: of one row's chain.
         arrival, call_deadline: monotonic seconds; a call without a deadline has `inf`.
 
     Raises:
         InvalidRequest: the message contradicts itself, the model or a limit; says what, what was met, what is expected.
     """
     try:
-        return _parse(message, bundle, max_rows, arrival, call_deadline)
+        return _parse(message, bundle, max_rows, max_links, arrival, call_deadline)
     except Mismatch as error:
         raise InvalidRequest(str(error)) from error
 
 
-def _parse(message: pb.ThinkRequest, bundle: Bundle, max_rows: int, arrival: float, call_deadline: float) -> Request:
+def _parse(
+    message: pb.ThinkRequest, bundle: Bundle, max_rows: int, max_links: int, arrival: float, call_deadline: float
+) -> Request:
     if len(message.request_id) > LONGEST_ID:
         raise Mismatch("request_id", f"{len(message.request_id)} characters", f"at most {LONGEST_ID}")
     if message.HasField("timeout_seconds"):
@@ -58,10 +69,9 @@ def _parse(message: pb.ThinkRequest, bundle: Bundle, max_rows: int, arrival: flo
     below = bundle.abstain_below
     if message.HasField("abstain_below"):
         below = certainty("abstain_below", message.abstain_below)
-    check_chain(message.chain, bundle)
     rule = answer_rule(message.answer_rule)
     stop, stream = _policies(message.stop.SerializeToString(), message.stream.SerializeToString(), bundle)
-    inputs = _inputs(message, bundle, max_rows)  # last: it is what costs
+    inputs, chain = _rows(message, bundle, stream, max_rows, max_links)  # last: it is what costs
     return Request(
         request_id=message.request_id,
         inputs=inputs,
@@ -73,6 +83,7 @@ def _parse(message: pb.ThinkRequest, bundle: Bundle, max_rows: int, arrival: flo
         priority=message.priority,
         deadline=call_deadline,
         arrival=arrival,
+        chain=chain,
     )
 
 
@@ -81,6 +92,20 @@ def _policies(stop: bytes, stream: bytes, bundle: Bundle) -> tuple[StopPolicy, S
     """When to stop and what to see. Remembered, as most callers ask in the same few ways."""
     when = stop_policy(pb.StopPolicy.FromString(stop), bundle) if stop else bundle.stop
     return when, stream_policy(pb.StreamPolicy.FromString(stream), bundle)
+
+
+def _rows(
+    message: pb.ThinkRequest, bundle: Bundle, stream: StreamPolicy, max_rows: int, max_links: int
+) -> tuple[dict[str, Array], Chain | None]:
+    """The inputs of the first thoughts, and what makes those of the others."""
+    model = bundle.text
+    if model is None:
+        check_chain(message.chain, bundle)
+        return _inputs(message, bundle, max_rows), None
+    options = text_options(message.chain, max_links=max_links)
+    inputs = prompts(message.inputs, model, max_rows=max_rows)
+    seed = randbits(_SEED_BITS) if options.seed is None else options.seed
+    return inputs, TextChain(model, options, inputs, seed=seed, predictions=stream.predictions)
 
 
 def _inputs(message: pb.ThinkRequest, bundle: Bundle, max_rows: int) -> dict[str, Array]:
@@ -144,6 +169,9 @@ def event_message(request_id: str, event: Event, bundle: Bundle) -> pb.ThinkEven
         message.summary.ticks_used = event.ticks_used
         message.summary.queue_seconds = event.queue_seconds
         message.summary.think_seconds = event.think_seconds
+        message.summary.texts.extend(event.texts)
+        if event.seed is not None:
+            message.summary.seed = event.seed
         message.summary.model, message.summary.version = bundle.name, bundle.version
     else:
         assert isinstance(event, Failure), f"an event of no known kind: {event!r}"
@@ -189,6 +217,10 @@ def _write_answer(message: pb.Answer, answer: Answer, bundle: Bundle) -> None:
         fill(message.prediction, bundle.program.prediction.name, answer.prediction)
     if answer.leading is not None:
         _write_scores(message.top, answer.leading, bundle.labels)
+    message.text = answer.text
+    message.chain_end = pb.ChainEnd.ValueType(answer.chain_end)
+    for name, values in answer.outputs.items():
+        fill(message.outputs.add(), name, values)
 
 
 def _write_scores(

@@ -68,6 +68,7 @@ async def scripted_server(
     num_slots: int = 4,
     max_waiting: int = 64,
     max_rows: int = 16,
+    max_links: int = 64,
     max_stream_requests: int = 32,
     seconds_per_tick: float = 0.0,
     outbox_capacity: int = 64,
@@ -85,6 +86,7 @@ async def scripted_server(
     thinker = Thinker(
         models,
         max_rows=max_rows,
+        max_links=max_links,
         max_stream_requests=max_stream_requests,
         on_refusal=lambda name, version, error: refusals.append((name, version, error)),
     )

@@ -310,7 +310,14 @@ DEEP = b'{"format_version": 1, "config": ' + b'{"a": ' * 3000 + b"1" + b"}" * 30
             "artefact 'onnx', graphs: got tick, expected encode, tick",
             id="a graph is missing",
         ),
-        pytest.param(spoil_manifest(chain="language"), "chain: got a chain of thoughts, expected none", id="a chain"),
+        pytest.param(spoil_manifest(chain="diffusion"), "chain: got 'diffusion', expected 'text', or none", id="a chain"),
+        pytest.param(spoil_manifest(chain="text"), "chain and text: got chain 'text' and no text", id="a chain of nothing"),
+        pytest.param(
+            spoil_manifest(text={"tokens": "image"}), "chain and text: got chain '' and a text", id="a text without a chain"
+        ),
+        pytest.param(
+            spoil_manifest(memory=DOCUMENT["state"]), "memory: got a chain with a memory, expected none", id="a memory"
+        ),
     ],
 )
 def test_a_bad_bundle_is_refused_by_name_while_the_others_serve(store, spoil, said):

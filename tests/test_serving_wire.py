@@ -18,6 +18,7 @@ from serving.wire import event_message, parse_request, ticks_message
 
 BUNDLE = fake_bundle()
 MAX_ROWS = 8
+MAX_LINKS = 64
 
 
 def inputs(rows: int = 2, **changes: object) -> list[pb.Tensor]:
@@ -34,7 +35,9 @@ def inputs(rows: int = 2, **changes: object) -> list[pb.Tensor]:
 def parse(bundle=BUNDLE, *, arrival: float = 100.0, call_deadline: float = inf, **fields: object) -> Request:
     message = pb.ThinkRequest(**{"inputs": inputs(), "request_id": "mine", **fields})
     again = pb.ThinkRequest.FromString(message.SerializeToString())
-    return parse_request(again, bundle, max_rows=MAX_ROWS, arrival=arrival, call_deadline=call_deadline)
+    return parse_request(
+        again, bundle, max_rows=MAX_ROWS, max_links=MAX_LINKS, arrival=arrival, call_deadline=call_deadline
+    )
 
 
 def image(**changes: object) -> list[pb.Tensor]:
@@ -314,7 +317,7 @@ def test_no_bytes_make_it_fail_otherwise(data):
     except Exception:
         return  # gRPC refuses these
     with pytest.raises(InvalidRequest):
-        parse_request(message, BUNDLE, max_rows=MAX_ROWS, arrival=0.0, call_deadline=inf)
+        parse_request(message, BUNDLE, max_rows=MAX_ROWS, max_links=MAX_LINKS, arrival=0.0, call_deadline=inf)
 
 
 LEADING = events.Leading(np.array([[2, 0]]), np.array([[0.75, 0.25]], np.float32))

@@ -1,0 +1,1 @@
+"""Models of text: prompts to tokens, a thought to the next token, tokens to text."""

@@ -1,0 +1,67 @@
+"""How the next token is drawn from a prediction."""
+
+# Shapes: V tokens of the vocabulary, K that may be drawn.
+
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.request import Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """Which tokens may be drawn, and how evenly."""
+
+    temperature: float = 1.0
+    """The prediction is divided by it; 0 takes the best token always."""
+    top_k: int = 0
+    """Only so many best tokens may be drawn; 0: all."""
+    top_p: float = 1.0
+    """Of these, only the fewest best ones that have this share of the probability, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be a number of at least 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+
+def draw(prediction_V: Array, sampling: Sampling, chance: float) -> int:
+    """The next token.
+
+    Args:
+        prediction_V: logits, all finite. Of equal ones the first is the better.
+        chance: uniform in [0, 1); the same number draws the same token.
+    """
+    if sampling.temperature == 0 or sampling.top_k == 1:
+        return int(prediction_V.argmax())
+    logits_V = prediction_V.astype(np.float64)
+    allowed_K = _best(logits_V, sampling.top_k)
+    logits_K = logits_V if allowed_K is None else logits_V[allowed_K]
+    with np.errstate(over="ignore"):  # far below the best at a low temperature: minus infinity, and never drawn
+        weights_K = np.exp((logits_K - logits_K.max()) / sampling.temperature)
+    if sampling.top_p < 1:
+        order_K = np.argsort(-weights_K, kind="stable")
+        shares_K = weights_K[order_K].cumsum()
+        most = int(np.searchsorted(shares_K, sampling.top_p * shares_K[-1])) + 1
+        allowed_K = order_K[:most] if allowed_K is None else allowed_K[order_K[:most]]
+        weights_K = weights_K[order_K[:most]]
+    shares_K = weights_K.cumsum()
+    place = int(np.searchsorted(shares_K, chance * shares_K[-1], side="right"))
+    place = min(place, int(np.flatnonzero(weights_K)[-1]))  # where chance times the sum rounds up to the sum
+    return place if allowed_K is None else int(allowed_K[place])
+
+
+def _best(logits_V: NDArray[np.float64], top_k: int) -> NDArray[np.intp] | None:
+    """The numbers of the best tokens in rising order; None for all."""
+    if not 0 < top_k < logits_V.size:
+        return None
+    least = np.partition(logits_V, -top_k)[-top_k]
+    above = np.flatnonzero(logits_V > least)
+    equal = np.flatnonzero(logits_V == least)[: top_k - above.size]
+    return np.sort(np.concatenate([above, equal]))

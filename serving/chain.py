@@ -5,11 +5,14 @@
 The engine sees only thoughts: it hands each answer over, and lets what comes back wait for a slot.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from serving.events import Answer, Summary
-from serving.request import Array
+from serving.program import TensorSpec
+from serving.request import Array, ChainEnd, StopReason
+
+_INTERRUPTING = (StopReason.DIVERGED, StopReason.DEADLINE)
 
 
 class Chain(Protocol):
@@ -33,3 +36,23 @@ class Chain(Protocol):
 
     def finish(self, summary: Summary) -> None:
         """Complete the summary: seed, texts. A row may have ended since its last answer, while its next link waited."""
+
+
+def next_link(chain: Chain, answer: Answer, inputs: Sequence[TensorSpec]) -> Mapping[str, Array] | None:
+    """The inputs of the row's next thought, or None and an answer that says why there is none.
+
+    Raises:
+        ValueError: the chain gave what the program cannot take.
+    """
+    if answer.stop_reason in _INTERRUPTING:
+        answer.chain_end = ChainEnd.INTERRUPTED
+    following = chain.follow(answer)
+    if following is None or answer.chain_end is not ChainEnd.GOES_ON:
+        answer.chain_end = answer.chain_end or ChainEnd.MAX_LINKS
+        return None
+    # Others are encoded along with it: what does not fit must not reach them.
+    expected = {spec.name: (spec.dtype, (1, *spec.shape)) for spec in inputs}
+    found = {name: (values.dtype, values.shape) for name, values in following.items()}
+    if found != expected:
+        raise ValueError(f"the chain gave inputs {found}, expected {expected}")
+    return following

@@ -1,19 +1,21 @@
 """One model's thought loop: admit, tick, record; rows and numbers in, events out. No I/O, no threads.
 
 step:  scheduler.plan -> backend.move, backend.admit -> backend.tick -> scheduler.record -> events
+                                                       a chain's next link -> scheduler.follow
 """
 
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serving.backends.base import Backend, TickOutput
+from serving.chain import Chain, next_link
 from serving.errors import BackendFailed, DeadlineExceeded, ServingError, Unavailable
-from serving.events import Event, Failure, Tick
+from serving.events import Answer, Event, Failure, Tick
+from serving.finite import finite_rows
 from serving.program import top
 from serving.progress import Progress
 from serving.readout import leading
@@ -50,6 +52,7 @@ class Engine:
     Args:
         clock: monotonic seconds, for how long ticks take; deadlines are on it too.
         deadline_margin_seconds: an answer leaves this much, and a recent tick's time, before its deadline.
+        chain_ahead: answers of a chain that may be unread; beyond, its next links are parked.
     """
 
     def __init__(
@@ -59,9 +62,11 @@ class Engine:
         *,
         clock: Callable[[], float],
         deadline_margin_seconds: float = 0.02,
+        chain_ahead: int = 32,
     ) -> None:
         self.backend = backend
         self.scheduler = scheduler
+        self.chain_ahead = chain_ahead
         self._clock = clock
         self._margin = deadline_margin_seconds
         self._progress: dict[Request, Progress] = {}
@@ -71,7 +76,14 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return self.scheduler.idle
+        """Whether a step has nothing to do now."""
+        return self.scheduler.idle and self.rest_seconds > 0
+
+    @property
+    def rest_seconds(self) -> float:
+        """How long nothing needs doing while nothing runs or waits: until the deadline of a parked link, or `inf`."""
+        deadline = self.scheduler.next_parked_deadline
+        return deadline if deadline == inf else deadline - self._horizon - self._clock()
 
     def submit(self, request: Request) -> None:
         """Let a request wait for slots.
@@ -82,6 +94,15 @@ class Engine:
         self.scheduler.submit(request, retry_after_seconds=self._queue_seconds())
         self._progress[request] = Progress(request)
 
+    def read(self, request: Request, answers: int) -> None:
+        """Note that the caller of a chain has taken that many more answers: parked links may go on."""
+        progress = self._progress.get(request)
+        if progress is None:  # it has ended since
+            return
+        progress.unread -= answers
+        if progress.unread < self.chain_ahead:
+            self.scheduler.resume(request, self._clock())
+
     def cancel(self, request: Request, report: StepReport) -> None:
         """Forget a request whose caller left; its slots are free before the next tick."""
         self._progress.pop(request, None)
@@ -90,7 +111,7 @@ class Engine:
     def step(self, report: StepReport) -> None:
         """Run at most one tick, and add what came of it to `report`."""
         begin = report.now = self._clock()
-        plan = self.scheduler.plan(begin, horizon=self._margin + self._step_seconds)
+        plan = self.scheduler.plan(begin, horizon=self._horizon)
         self._answer(plan.expired, report)
         for source, target in plan.moves:
             self.backend.move(source, target)
@@ -107,6 +128,11 @@ class Engine:
         draining = Unavailable("the server is shutting down and this request was not admitted in time")
         self._answer(self.scheduler.end_all(), report, unticked=draining)
 
+    @property
+    def _horizon(self) -> float:
+        """How long before its deadline a thought that ticks must end, in seconds."""
+        return self._margin + self._step_seconds
+
     def _queue_seconds(self) -> float:
         """About how long the thoughts that wait now will take to be admitted."""
         rounds = self.scheduler.num_waiting / self.scheduler.num_slots
@@ -117,21 +143,20 @@ class Engine:
         slots = [thought.slot for thought in admitted if thought.slot is not None]
         names = admitted[0].request.inputs
         inputs: dict[str, Array] = {
-            name: np.concatenate([thought.request.inputs[name][thought.row : thought.row + 1] for thought in admitted])
-            for name in names
+            name: np.concatenate([thought.input(name) for thought in admitted]) for name in names
         }
         try:
             self.backend.admit(slots, inputs)
         except Exception as error:
             log.exception("encode failed", extra={"request_ids": _ids(admitted)})
-            self._fail(
-                admitted, BackendFailed(f"the model failed to encode this input ({type(error).__name__})"), report
-            )
+            failure = BackendFailed(f"the model failed to encode this input ({type(error).__name__})")
+            self._fail((thought.request for thought in admitted), failure, report)
             return False
         report.encode_seconds = self._clock() - begin
         report.admitted += admitted
         for thought in admitted:
-            self._progress[thought.request].admit(report.now)
+            if thought.link == 0:
+                self._progress[thought.request].admit(report.now)
         return True
 
     def _tick(self, n: int, admitted: list[Thought], report: StepReport) -> None:
@@ -141,14 +166,15 @@ class Engine:
             output = self.backend.tick(n, details=table.wants_details)
         except Exception as error:
             log.exception("tick failed", extra={"request_ids": _ids(thoughts)})
-            self._fail(thoughts, BackendFailed(f"the model failed on a tick ({type(error).__name__})"), report)
+            failure = BackendFailed(f"the model failed on a tick ({type(error).__name__})")
+            self._fail((thought.request for thought in thoughts), failure, report)
             return
         report.now = self._clock()
         report.tick_seconds = report.now - begin
         report.num_ticked = n
         self._tick_seconds += 0.1 * (report.tick_seconds - self._tick_seconds)
 
-        finite = _finite(output)
+        finite = finite_rows(output.prediction, output.certainty)
         best = top(output.prediction) if table.wants_top else None
         ended, verdict = self.scheduler.record(output.certainty, finite, output.energy, output.done, best)
         self.backend.keep(verdict.keep)
@@ -180,6 +206,7 @@ class Engine:
                 prediction=prediction[index] if stream.predictions else None,
                 leading=leaders[index],
                 details={name: details[name][index] for name in stream.details},
+                link=thought.link,
             )
             report.events.append((thought.request, event))
 
@@ -202,59 +229,74 @@ class Engine:
                 continue
             if end.reason is not StopReason.DEADLINE:
                 self._thought_ticks += 0.05 * (end.ticks_used - self._thought_ticks)
-            has_answer = end.answer_tick > 0
-            progress.answer(end, predictions[index] if has_answer else None, leaders[index] if has_answer else None)
-            report.events += progress.flush()
+            if end.thought.link and not end.thought.admitted:
+                progress.end_row()  # the link before was this row's last answer
+            else:
+                has_answer = end.answer_tick > 0
+                answer = progress.answer(
+                    end, predictions[index] if has_answer else None, leaders[index] if has_answer else None
+                )
+                if request.chain is None:
+                    progress.end_row()
+                elif not self._follow(request.chain, end.thought, answer, progress, report):
+                    continue
+                report.events += progress.flush()
             if progress.complete:
                 self._finish(progress, report, unticked)
         if log.isEnabledFor(logging.DEBUG):
             for end in ended:
                 log.debug("thought ended", extra=_facts(end))
 
+    def _follow(self, chain: Chain, thought: Thought, answer: Answer, progress: Progress, report: StepReport) -> bool:
+        """Let the row's next link wait, or end the row; false when its chain failed, and the request with it."""
+        try:
+            inputs = next_link(chain, answer, self.backend.program.inputs)
+        except Exception as error:
+            self._break(thought.request, error, report)
+            return False
+        if inputs is None:
+            progress.end_row()
+        else:
+            self.scheduler.follow(thought, inputs, report.now, park=progress.unread >= self.chain_ahead)
+        return True
+
     def _finish(self, progress: Progress, report: StepReport, unticked: ServingError | None) -> None:
-        """Every row has answered: send the summary, or the failure of a request that never ticked."""
+        """Every row has ended: send the summary, or the failure of a request that never ticked."""
         request = progress.request
         del self._progress[request]
-        if progress.ticked:
-            report.events.append((request, progress.summary(report.now)))
-            report.finished.append(progress)
-        else:
+        if not progress.ticked:
             late = unticked or DeadlineExceeded("the deadline came before any row of this request ticked")
             report.events.append((request, Failure(late)))
             report.failures.append(late)
+            return
+        summary = progress.summary(report.now)
+        if request.chain is not None:
+            try:
+                request.chain.finish(summary)
+            except Exception as error:
+                self._break(request, error, report)
+                return
+        report.events.append((request, summary))
+        report.finished.append(progress)
 
-    def _fail(self, thoughts: list[Thought], error: ServingError, report: StepReport) -> None:
-        """Fail the requests that these thoughts belong to, and free every slot they hold."""
-        for request in dict.fromkeys(thought.request for thought in thoughts):
+    def _break(self, request: Request, error: Exception, report: StepReport) -> None:
+        """Fail a request whose chain has raised."""
+        log.error("chain failed", exc_info=error, extra={"request_ids": [request.request_id]})
+        self._fail([request], BackendFailed(f"the model's chain failed ({type(error).__name__})"), report)
+
+    def _fail(self, requests: Iterable[Request], error: ServingError, report: StepReport) -> None:
+        """Fail requests, and free every slot they hold."""
+        for request in dict.fromkeys(requests):
             self.cancel(request, report)
             report.events.append((request, Failure(error)))
             report.failures.append(error)
 
 
-def _finite(output: TickOutput) -> NDArray[np.bool_] | None:
-    """Where prediction and certainty are finite, [n]; None when all are."""
-    with np.errstate(invalid="ignore"):
-        if _all_finite(output.prediction) and _all_finite(output.certainty):
-            return None
-    finite: NDArray[np.bool_] = np.isfinite(output.certainty)
-    finite &= np.isfinite(output.prediction).reshape(len(finite), -1).all(axis=1)
-    return finite
-
-
-def _all_finite(values: Array) -> bool:
-    """0 · x is 0 for every finite number and NaN for all others: one pass, nothing allocated but the zeros."""
-    flat = values.reshape(-1)
-    return bool(flat.dot(_zeros(flat.size, flat.dtype)) == 0)
-
-
-@lru_cache(maxsize=128)
-def _zeros(size: int, dtype: np.dtype[np.generic]) -> Array:
-    return np.zeros(size, dtype)
-
-
 def _facts(end: Ended) -> dict[str, object]:
     thought = end.thought
     facts: dict[str, object] = {"request_id": thought.request.request_id, "row": thought.row, "reason": end.reason.name}
+    if thought.request.chain is not None:
+        facts["link"] = thought.link
     return facts | {"ticks_used": end.ticks_used, "certainty": end.certainty, "abstained": end.abstained}
 
 

@@ -1,4 +1,4 @@
-"""How far a request has come: which rows have answered, and what they came to."""
+"""How far a request has come: which rows have ended, and what their answers came to."""
 
 from collections.abc import Iterable
 
@@ -14,14 +14,31 @@ class Progress:
     request fails instead.
     """
 
-    __slots__ = ("_answers", "_first_admission", "_held", "_last_admission", "_left", "request", "ticked", "ticks_used")
+    __slots__ = (
+        "_abstained",
+        "_abstentions",
+        "_first_admission",
+        "_held",
+        "_last_admission",
+        "_left",
+        "links",
+        "request",
+        "ticked",
+        "ticks_used",
+        "unread",
+    )
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.ticked = False
         self.ticks_used = 0
+        self.links = [0] * request.rows
+        """Of each row, those that were answered."""
+        self.unread = 0
+        """Answers that the caller is not known to have taken; counted down for chains alone."""
         self._left = request.rows
-        self._answers = [False] * request.rows
+        self._abstained = [False] * request.rows
+        self._abstentions = [0] * request.rows
         self._held: list[Answer] = []
         self._first_admission: float | None = None
         self._last_admission = 0.0
@@ -40,25 +57,33 @@ class Progress:
         first, self.ticked = not self.ticked, True
         return first
 
-    def answer(self, ended: Ended, prediction: Array | None, leading: Leading | None) -> None:
-        self._left -= 1
-        self._answers[ended.thought.row] = ended.abstained
-        self.ticks_used += ended.ticks_used
-        reason = ended.reason
+    def answer(self, ended: Ended, prediction: Array | None, leading: Leading | None) -> Answer:
+        """Take in a thought that ended."""
+        thought, reason, abstained = ended.thought, ended.reason, ended.abstained
         assert reason is not StopReason.CANCELLED, "nobody is told of a cancelled thought"
-        self._held.append(
-            Answer(
-                row=ended.thought.row,
-                ticks_used=ended.ticks_used,
-                answer_tick=ended.answer_tick,
-                certainty=ended.certainty,
-                stop_reason=reason,
-                abstained=ended.abstained,
-                prediction=prediction,
-                leading=leading,
-                energy=ended.energy,
-            )
+        self.ticks_used += ended.ticks_used
+        self.links[thought.row] += 1
+        self.unread += 1
+        self._abstained[thought.row] = abstained
+        self._abstentions[thought.row] += abstained
+        answer = Answer(
+            row=thought.row,
+            ticks_used=ended.ticks_used,
+            answer_tick=ended.answer_tick,
+            certainty=ended.certainty,
+            stop_reason=reason,
+            abstained=abstained,
+            prediction=prediction,
+            leading=leading,
+            energy=ended.energy,
+            link=thought.link,
         )
+        self._held.append(answer)
+        return answer
+
+    def end_row(self) -> None:
+        """A row has no further thought."""
+        self._left -= 1
 
     def flush(self) -> Iterable[tuple[Request, Event]]:
         """The answers that may go out now."""
@@ -70,8 +95,8 @@ class Progress:
     def summary(self, now: float) -> Summary:
         first = self._first_admission if self._first_admission is not None else now
         return Summary(
-            abstain_mask=list(self._answers),
-            abstentions=[int(abstained) for abstained in self._answers],
+            abstain_mask=self._abstained,
+            abstentions=self._abstentions,
             ticks_used=self.ticks_used,
             queue_seconds=max(0.0, self._last_admission - self.request.arrival),
             think_seconds=max(0.0, now - first),

@@ -4,11 +4,12 @@
        \\______________________cancel, expire___/
 
 `submit` and `cancel` come from callers, `plan` says what to run, `record` says what the tick decided. Running thoughts
-always fill the first slots: a gap is given to the next thought, else the last running one moves into it.
+always fill the first slots: a gap is given to the next thought, else the last running one moves into it. In a chain
+`follow` lets a row's next link wait, or parks it until `resume`: a parked link is in nobody's way.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import isnan
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import QueueFull
-from serving.request import Request, StopReason
+from serving.request import Array, Request, StopReason
 from serving.slots import SlotTable, Verdict
 from serving.waiting import Thought, Waiting
 
@@ -76,8 +77,7 @@ class Scheduler:
         self._span = 0  # slots below this may run; gaps among them are closed by the next plan
         self._gaps: list[int] = []  # a heap
         self._waiting = Waiting()
-        self._thoughts: dict[Request, list[Thought]] = {}
-        self._left: dict[Request, int] = {}  # of a request's thoughts, those that have not ended
+        self._thoughts: dict[Request, dict[int, Thought]] = {}  # by row; those that have not ended
         self._begun: set[Request] = set()  # requests of which a thought was admitted
         self._arrivals = count()
 
@@ -91,7 +91,13 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
+        """Whether nothing runs or waits for a slot; links may be parked."""
         return not self.num_running and not self.num_waiting
+
+    @property
+    def next_parked_deadline(self) -> float:
+        """When an idle scheduler has something to expire; `inf` when never."""
+        return self._waiting.next_parked_deadline()
 
     def running(self) -> list[Thought]:
         """Running thoughts by slot; right after `plan`, the i-th holds slot i."""
@@ -110,17 +116,41 @@ class Scheduler:
                 f"{request.rows} rows do not fit: {self._waiting.size} thoughts wait, the limit is {self.max_waiting}",
                 retry_after_seconds=retry_after_seconds,
             )
-        thoughts = [Thought(request, row) for row in range(request.rows)]
-        self._thoughts[request], self._left[request] = thoughts, request.rows
-        for thought in thoughts:
-            self._waiting.push(thought, next(self._arrivals))
+        thoughts = {row: Thought(request, row, arrival=next(self._arrivals)) for row in range(request.rows)}
+        self._thoughts[request] = thoughts
+        for thought in thoughts.values():
+            self._waiting.push(thought)
+
+    def follow(self, last: Thought, inputs: Mapping[str, Array], now: float, *, park: bool = False) -> None:
+        """Let a row's next link wait where its request waited, however many others do; or park it.
+
+        Args:
+            last: the link before, which has ended.
+            inputs: the next one's, each [1, ...].
+        """
+        assert last.gone, "a link follows one that has ended"
+        request = last.request
+        link = Thought(request, last.row, arrival=last.arrival, link=last.link + 1, link_inputs=inputs, link_time=now)
+        rows = self._thoughts.setdefault(request, {})
+        assert link.row not in rows, "a row has one thought at a time"
+        rows[link.row] = link
+        self._begun.add(request)
+        if park:
+            self._waiting.park(link)
+        else:
+            self._waiting.push(link)
+
+    def resume(self, request: Request, now: float) -> None:
+        """Let the parked links of a request wait for slots, if there are any."""
+        for thought in self._thoughts.get(request, {}).values():
+            if thought in self._waiting.parked:
+                thought.link_time = now
+                self._waiting.resume(thought)
 
     def cancel(self, request: Request) -> list[Ended]:
         """Forget what is left of a request, if anything is; its slots are free before the next tick."""
         ended = []
-        for thought in self._thoughts.get(request, ()):
-            if thought.gone:
-                continue
+        for thought in list(self._thoughts.get(request, {}).values()):
             if thought.slot is None:
                 self._waiting.drop(thought)
                 self._forget(thought)
@@ -160,11 +190,6 @@ class Scheduler:
         verdict = self.table.judge(certainty_n, finite_n, energy_n, done_n, top_nP)
         stopped = verdict.reasons.nonzero()[0]
         return self._end(stopped.tolist(), [_REASONS[reason] for reason in verdict.reasons[stopped].tolist()]), verdict
-
-    def drop_running(self) -> list[Ended]:
-        """End every running thought without an answer: the backend failed while it held them."""
-        slots = self._slots()
-        return self._end(slots, [StopReason.CANCELLED] * len(slots))
 
     def end_all(self) -> list[Ended]:
         """End every thought as at its deadline: the grace of a drain is over."""
@@ -245,10 +270,8 @@ class Scheduler:
 
     def _forget(self, thought: Thought) -> None:
         """Drop the request when none of its thoughts is left."""
-        left = self._left.get(thought.request, 0) - 1
-        if left > 0:
-            self._left[thought.request] = left
-        else:
-            self._thoughts.pop(thought.request, None)
-            self._left.pop(thought.request, None)
+        rows = self._thoughts[thought.request]
+        del rows[thought.row]
+        if not rows:
+            del self._thoughts[thought.request]
             self._begun.discard(thought.request)

@@ -32,5 +32,6 @@ def test_no_two_rows_or_links_share_a_number():
 
 def test_numbers_are_spread_over_zero_to_one():
     numbers = np.array([uniform(7, row, link)[0] for row in range(50) for link in range(50)])
-    assert numbers.min() >= 0 and numbers.max() < 1
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
     assert np.histogram(numbers, bins=10, range=(0, 1))[0] == pytest.approx(250, abs=60)

@@ -15,8 +15,13 @@ PLANE_POSITIONALS = ("learnable-fourier", "multi-learnable-fourier", "custom-rot
 LINE_POSITIONALS = ("custom-rotational-1d",)
 POSITIONALS = ("none", *PLANE_POSITIONALS, *LINE_POSITIONALS)
 
+HyperLayers = Literal["none", "bottleneck", "down", "up", "all"]
+HYPER_LAYERS: tuple[str, ...] = get_args(HyperLayers)
+
 _COUNTS = ("ticks", "width", "memory", "attention_width", "heads", "out_neurons", "action_neurons", "out_dims")
-_MORE_COUNTS = ("synapse_depth", "nlm_hidden", "in_channels")
+_MORE_COUNTS = ("synapse_depth", "nlm_hidden", "in_channels", "hyper_rank")
+_MAYBE_COUNTS = ("energy_hidden", "hyper_nlm_rank")
+_TRUTHS = ("nlm_deep", "nlm_layernorm", "hyper_gate")
 
 _LARGEST = 3.4e38
 """What float32 holds; beyond it are infinities."""
@@ -105,14 +110,28 @@ class CTMConfig:
     energy_hidden: int | None = None
     """Hidden width of the energy head; None means no head."""
 
+    hyper_layers: HyperLayers | tuple[int, ...] = "none"
+    """Which of the U-Net's linear layers change while thinking: `bottleneck` are the narrowest, down and up; `down` and
+    `up` are all of one way; numbers name levels, both ways, from 0, the widest, to `synapse_depth` - 2."""
+
+    hyper_rank: int = 8
+    """Rank of those changes."""
+
+    hyper_nlm_rank: int | None = None
+    """Rank of the change of the last neuron-level layer, the same for all neurons; None means that none changes."""
+
+    hyper_gate: bool = False
+    """Whether each change is scaled by a gate of its own, learned and made anew at every tick."""
+
     def __post_init__(self) -> None:
         for name in _COUNTS + _MORE_COUNTS:
             _check_count(name, getattr(self, name))
-        if self.energy_hidden is not None:
-            _check_count("energy_hidden", self.energy_hidden)
+        for name in _MAYBE_COUNTS:
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
         if isinstance(self.self_pairs, bool) or not isinstance(self.self_pairs, int) or self.self_pairs < 0:
             raise ValueError(f"self_pairs must be a whole number of at least 0, got {self.self_pairs!r}")
-        for name in ("nlm_deep", "nlm_layernorm"):
+        for name in _TRUTHS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.attention_width % self.heads:
@@ -131,6 +150,7 @@ class CTMConfig:
         self._check_neurons()
         self._check_prediction()
         self._check_input()
+        self._check_hyper()
 
     def _check_neurons(self) -> None:
         _check_choice("neuron_selection", self.neuron_selection, SELECTIONS)
@@ -195,6 +215,26 @@ class CTMConfig:
             raise ValueError(
                 f"input_mean must have 1 or in_channels = {self.in_channels} values, got {self.input_mean}"
             )
+
+    def _check_hyper(self) -> None:
+        layers, depth = self.hyper_layers, self.synapse_depth
+        if layers not in HYPER_LAYERS and (isinstance(layers, str) or not isinstance(layers, (tuple, list))):
+            raise ValueError(f"hyper_layers must be one of {HYPER_LAYERS} or a list of levels, got {layers!r}")
+        if layers != "none" and depth == 1:
+            raise ValueError(f"hyper_layers need a U-Net, synapse_depth of at least 2, got {layers!r} with depth 1")
+        if not isinstance(layers, str):
+            if not layers or not all(type(level) is int and 0 <= level < depth - 1 for level in layers):
+                raise ValueError(f"hyper_layers must be levels from 0 to synapse_depth - 2 = {depth - 2}, got {layers}")
+            if len(set(layers)) < len(layers):
+                raise ValueError(f"hyper_layers must name each level once, got {layers}")
+            object.__setattr__(self, "hyper_layers", tuple(layers))
+        if self.hyper_gate and not self.hyper:
+            raise ValueError("hyper_gate scales changes: it needs hyper_layers or hyper_nlm_rank, got neither")
+
+    @property
+    def hyper(self) -> bool:
+        """Whether any weight changes while thinking."""
+        return self.hyper_layers != "none" or self.hyper_nlm_rank is not None
 
     @property
     def answer_shape(self) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 Everything here is a linear layer composed with its neighbours, in float64, or the same sums asked of another operator.
 """
 
-# Shapes: B rows, D neurons, M memory, K inputs and N outputs of a neuron-level layer, P positions, C classes.
+# Shapes: B rows, D neurons, M memory, K inputs and N outputs of a neuron-level layer, R rank of a change, P positions,
+# C classes.
 
 import copy
 import math
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctm.hyper import LowRankChange
 from ctm.neuron import NeuronLayer, NeuronLevelModels
 from ctm.synapse import GatedSynapse, UNetSynapse
 
@@ -28,6 +30,7 @@ def synapse_after(out: nn.Linear, synapse: nn.Module) -> nn.Module:
     frozen = copy.deepcopy(synapse)
     assert isinstance(frozen, GatedSynapse | UNetSynapse), f"{type(synapse).__name__} has no frozen form"
     first = frozen if isinstance(frozen, GatedSynapse) else frozen.first
+    assert isinstance(first.linear, nn.Linear), "the first layer of a synapse model is never hyper"
     first.linear = _absorb(first.linear, out)
     return frozen
 
@@ -63,11 +66,11 @@ class MatmulNeurons(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(_MatmulLayer(layer) for layer in _layers(neurons))
 
-    def forward(self, trace_BDM: Tensor) -> Tensor:
+    def forward(self, trace_BDM: Tensor, last_post_BD: Tensor) -> Tensor:
         """Post-activations, neurons first: [D, B]."""
         x = trace_BDM.transpose(0, 1)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, last_post_BD)
         return x.squeeze(-1)
 
 
@@ -81,9 +84,30 @@ class _MatmulLayer(nn.Module):
         weight, bias = _cooled(layer)
         self.register_buffer("weight", weight.float())
         self.register_buffer("bias", bias.float()[:, None])
+        self.change = None if layer.change is None else _CooledChange(layer.change, layer.temperature)
 
-    def forward(self, x_DBK: Tensor) -> Tensor:
-        return F.glu(torch.baddbmm(self.bias, self.norm(x_DBK), self.weight), dim=-1)
+    def forward(self, x_DBK: Tensor, last_post_BD: Tensor) -> Tensor:
+        x_DBK = self.norm(x_DBK)
+        y_DBN = torch.baddbmm(self.bias, x_DBK, self.weight)
+        if self.change is not None:
+            y_DBN = y_DBN + self.change(x_DBK.transpose(0, 1), last_post_BD).transpose(0, 1)
+        return F.glu(y_DBN, dim=-1)
+
+
+class _CooledChange(nn.Module):
+    """What the change of a hyper layer adds, the layer's temperature divided out."""
+
+    def __init__(self, change: LowRankChange, temperature: Tensor) -> None:
+        super().__init__()
+        self.change = copy.deepcopy(change)
+        self.change.left = _linear(
+            *(values.double() / temperature.double() for values in (change.left.weight, change.left.bias))
+        )
+
+    def forward(self, x_BDK: Tensor, last_post_BD: Tensor) -> Tensor:
+        """[B, D, N]; a matrix product for each row, of which the others are no part."""
+        left_BKR, right_BNR = self.change(last_post_BD)
+        return torch.matmul(x_BDK, torch.matmul(left_BKR, right_BNR.transpose(-1, -2)))
 
 
 class ConvolutionNeurons(nn.Module):
@@ -96,17 +120,19 @@ class ConvolutionNeurons(nn.Module):
     def __init__(self, neurons: NeuronLevelModels) -> None:
         super().__init__()
         *hidden, last = _layers(neurons)
-        self.layers = nn.Sequential(*(_ConvolutionLayer(layer) for layer in hidden), _LastConvolutionLayer(last))
+        self.hidden = nn.Sequential(*(_ConvolutionLayer(layer) for layer in hidden))
+        self.last = _LastConvolutionLayer(last)
 
     @staticmethod
     def can_compute(neurons: NeuronLevelModels) -> bool:
         """A LayerNorm between the layers would need the neurons' inputs last."""
         return all(isinstance(layer.norm, nn.Identity) for layer in _layers(neurons))
 
-    def forward(self, trace_BDM: Tensor) -> Tensor:
+    def forward(self, trace_BDM: Tensor, last_post_BD: Tensor) -> Tensor:
         """Post-activations, neurons first: [D, B]."""
         _, width, memory = trace_BDM.shape
-        post: Tensor = self.layers(trace_BDM.permute(1, 2, 0).reshape(1, width * memory, -1))
+        hidden = self.hidden(trace_BDM.permute(1, 2, 0).reshape(1, width * memory, -1))
+        post: Tensor = self.last(hidden, last_post_BD)
         return post
 
 
@@ -132,11 +158,16 @@ class _LastConvolutionLayer(nn.Module):
 
     def __init__(self, layer: NeuronLayer) -> None:
         super().__init__()
+        self.neurons, _, _ = layer.weight.shape
         self.both = _grouped_convolution(*_cooled(layer))
+        self.change = None if layer.change is None else _CooledChange(layer.change, layer.temperature)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, last_post_BD: Tensor) -> Tensor:
         # A small result is split for less than a second pass costs.
         both = torch.unflatten(self.both(x), 1, (-1, 2))
+        if self.change is not None:
+            x_BDK = torch.unflatten(x, 1, (self.neurons, -1)).squeeze(0).permute(2, 0, 1)
+            both = both + self.change(x_BDK, last_post_BD).permute(1, 2, 0)
         return F.glu(both, dim=2).flatten(0, 2)
 
 

@@ -195,7 +195,7 @@ class CTM(nn.Module):
         found, attention = self.attention(self.query(sync_action), context)
         pre = self.synapse(torch.cat([found, state.post], dim=-1)).to(state.post.dtype)
         trace = torch.cat([state.trace[:, :, 1:], pre.unsqueeze(-1)], dim=-1)
-        post = self.neurons(trace).to(state.post.dtype)
+        post = self.neurons(trace, state.post).to(state.post.dtype)
 
         action_sum = keep_action * state.action_sum + self.action_sync.products(post)
         out_sum = keep_out * state.out_sum + self.out_sync.products(post)
@@ -209,7 +209,7 @@ class CTM(nn.Module):
             raise ValueError(f"a thought takes at least 1 tick, got {ticks}")
         context, state = self.encode(inputs), self.start(len(inputs))
         states, outputs, root_betas = [state], [], []
-        for root_beta in islice(self._root_betas(), ticks):
+        for root_beta in islice(self.root_betas(), ticks):
             state, output = self.tick(context, state, *root_beta)
             outputs.append(output)
             if track:
@@ -239,7 +239,7 @@ class CTM(nn.Module):
         """
         return self.action_sync.root_betas(ticks, first=1), self.out_sync.root_betas(ticks, first=2)
 
-    def _root_betas(self) -> Iterator[RootBeta]:
+    def root_betas(self) -> Iterator[RootBeta]:
         """What successive ticks divide by, in the graph, so that decays learn through it."""
         keep_action, keep_out = self.keep()
         action, out = torch.ones_like(keep_action), 1 + keep_out

@@ -201,7 +201,7 @@ class Tick(nn.Module):
 
         pre = self.synapse(torch.cat([found_BI, post], dim=-1))
         next_trace = torch.cat([trace[:, :, 1:], pre.unsqueeze(-1)], dim=-1)
-        next_post_DB = self.neurons(next_trace)
+        next_post_DB = self.neurons(next_trace, post)
 
         # Picking whole rows of [D, B] is one copy for each pair; picking numbers out of [B, D] would be B.
         products = (next_post_DB.index_select(0, self.left) * next_post_DB.index_select(0, self.right)).T

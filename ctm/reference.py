@@ -1,6 +1,6 @@
-"""Models that others trained, and ours in their form: the authors' files and Hugging Face folders, the energy fork's.
+"""Models that others trained, and ours in their form: the authors' files and Hugging Face folders, their forks' too.
 
-The reference is github.com/SakanaAI/continuous-thought-machines. Loading is strict: a name or a shape that does not
+The reference is github.com/SakanaAI/continuous-thought-machines; the forks are the energy head's and HyperCTM. Loading is strict: a name or a shape that does not
 fit is an error that says so, never a layer left at random.
 """
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ctm.config import CTMConfig
+from ctm.hyper import hyper_mismatch
 from ctm.model import CTM
 from ctm.reference_checks import check_shapes, check_sizes, check_tensors
 from ctm.reference_config import (
@@ -27,7 +28,7 @@ from ctm.reference_config import (
     config_to_reference,
     settings_from_arguments,
 )
-from ctm.reference_weights import weights_from_reference, weights_to_reference
+from ctm.reference_weights import has_hyper_names, weights_from_reference, weights_to_reference
 
 __all__ = ["ReferenceFormatError", "from_reference", "load_reference", "save_reference", "to_reference"]
 
@@ -75,16 +76,26 @@ def from_reference(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -
     config = config_from_reference(settings, weights)
     check_sizes(config, weights)
     with torch.random.fork_rng(devices=[]):  # Loading draws nothing that the caller would notice.
-        check_shapes(config, weights_to_reference(config, _without_memory(config).state_dict()), weights)
+        ours = _without_memory(config).state_dict()
+        if mismatch := hyper_mismatch(ours, weights):
+            raise ReferenceFormatError(mismatch)
+        check_shapes(config, weights_to_reference(config, ours, hyper_names=has_hyper_names(weights)), weights)
         model = CTM(config)
     model.load_state_dict(weights_from_reference(config, model.state_dict(), weights))
     return model.eval()
 
 
-def to_reference(model: CTM) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The inverse of `from_reference`. The reference itself can build all but the backbone `digit`."""
-    weights = weights_to_reference(model.config, model.state_dict())
-    return config_to_reference(model.config), {name: weight.contiguous() for name, weight in weights.items()}
+def to_reference(model: CTM, *, hyper: bool | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The inverse of `from_reference`. The reference itself can build all but the backbone `digit` and hyper gates.
+
+    Args:
+        hyper: whether in the form of the hyper fork, which can hold plain models too; None means where it is needed.
+    """
+    hyper = model.config.hyper if hyper is None else hyper
+    weights = weights_to_reference(model.config, model.state_dict(), hyper_names=hyper)
+    return config_to_reference(model.config, hyper=hyper), {
+        name: weight.contiguous() for name, weight in weights.items()
+    }
 
 
 def save_reference(model: CTM, folder: str | Path) -> None:

@@ -33,9 +33,11 @@ _KEYWORDS = {
 }
 _SCRIPT_NAMES = {"deep_memory": "deep_nlms", "do_normalisation": "do_layernorm_nlm"}
 _ENERGY_KEYWORDS = ("energy_head_enabled", "energy_hidden_dim")
+_HYPER_DEFAULTS = {"hyper_layers": "bottleneck", "hyper_rank": 8, "use_hyper_nlm": False, "hyper_nlm_rank": 4}
+"""The hyper fork's constructor has these too."""
 _OURS = "ctm_serving"
 """One more key, in which we keep what the reference has no word for; its own loader passes over it."""
-_OUR_SETTINGS = ("input_shape", "input_mean", "input_std")
+_OUR_SETTINGS = ("input_shape", "input_mean", "input_std", "hyper_gate")
 
 _REQUIRED = ("iterations", "d_model", "d_input", "heads", "n_synch_out", "n_synch_action", "synapse_depth",
              "memory_length", "deep_nlms", "memory_hidden_dims", "do_layernorm_nlm", "backbone_type",
@@ -58,7 +60,7 @@ def config_from_reference(settings: Mapping[str, Any], weights: Mapping[str, Ten
         settings: strict: an unknown or missing name raises ReferenceFormatError.
         weights: the reference's state dict, for what the settings do not say: how many channels come in.
     """
-    known = {*_KEYWORDS.values(), *_ENERGY_KEYWORDS, _OURS}
+    known = {*_KEYWORDS.values(), *_ENERGY_KEYWORDS, *_HYPER_DEFAULTS, _OURS}
     if unknown := sorted(map(str, settings.keys() - known)):
         raise ReferenceFormatError(f"unknown settings {unknown}, known are {sorted(known)}")
     if missing := [name for name in _REQUIRED if name not in settings]:
@@ -68,6 +70,7 @@ def config_from_reference(settings: Mapping[str, Any], weights: Mapping[str, Ten
     values["backbone"] = str(values["backbone"]).removesuffix("_backbone")
     values["in_channels"] = _in_channels(values["backbone"], weights)
     values["energy_hidden"] = _energy_hidden(settings, weights)
+    values.update(_hyper(settings))
     if values.get("neuron_selection", "random-pairing") != "random-pairing":
         values["self_pairs"] = 0  # The reference's scripts say 256 by default, and its model then passes over it.
     try:
@@ -76,14 +79,24 @@ def config_from_reference(settings: Mapping[str, Any], weights: Mapping[str, Ten
         raise ReferenceFormatError(f"settings that make no CTM: {error}") from error
 
 
-def config_to_reference(config: CTMConfig) -> dict[str, Any]:
-    """The keyword arguments with which the reference's constructor builds the same model."""
+def config_to_reference(config: CTMConfig, *, hyper: bool) -> dict[str, Any]:
+    """The keyword arguments with which the reference's constructor builds the same model.
+
+    Args:
+        hyper: whether the constructor is the hyper fork's.
+    """
     values = config.to_dict()
     settings = {theirs: values[ours] for ours, theirs in _KEYWORDS.items()}
     settings["prediction_reshaper"] = values["prediction_shape"] or [-1]
     settings["backbone_type"] = "parity_backbone" if config.backbone == "parity" else config.backbone
     if config.energy_hidden is not None:
         settings.update(energy_head_enabled=True, energy_hidden_dim=config.energy_hidden)
+    if hyper:
+        nlm_rank = config.hyper_nlm_rank
+        settings.update(hyper_layers=values["hyper_layers"], hyper_rank=config.hyper_rank)
+        settings.update(use_hyper_nlm=nlm_rank is not None, hyper_nlm_rank=_HYPER_DEFAULTS["hyper_nlm_rank"])
+        if nlm_rank is not None:
+            settings["hyper_nlm_rank"] = nlm_rank
     if ours := {name: values[name] for name in _OUR_SETTINGS if values[name]}:
         settings[_OURS] = ours
     return settings
@@ -108,6 +121,9 @@ def settings_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         elif "parity_sequence_length" in settings:
             settings["prediction_reshaper"] = [settings["out_dims"] // 2, 2]
     known = {*_KEYWORDS.values(), *_ENERGY_KEYWORDS}
+    if settings.get("use_hyper", "hyper_layers" in settings):
+        # The image script tells of the fork's options whether it makes use of them or not.
+        known |= _HYPER_DEFAULTS.keys()
     return {name: value for name, value in settings.items() if name in known}
 
 
@@ -133,6 +149,23 @@ def _our_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(ours, Mapping) or not ours.keys() <= set(_OUR_SETTINGS):
         raise ReferenceFormatError(f"{_OURS} must be an object with keys of {_OUR_SETTINGS}, got {short(ours)}")
     return ours
+
+
+def _hyper(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Our words for what the hyper fork would make of the settings."""
+    if not settings.keys() & _HYPER_DEFAULTS.keys():
+        return {}
+    theirs = {**_HYPER_DEFAULTS, **settings}
+    layers, use_nlm = theirs["hyper_layers"], theirs["use_hyper_nlm"]
+    if not isinstance(use_nlm, bool):
+        raise ReferenceFormatError(f"use_hyper_nlm must be true or false, got {short(use_nlm)}")
+    if isinstance(layers, (set, frozenset)):
+        layers = tuple(layers)
+    values = {"hyper_nlm_rank": theirs["hyper_nlm_rank"] if use_nlm else None}
+    # A synapse model without a U-Net has no layers that could be hyper, and the fork then passes over them.
+    if layers != "none" and settings["synapse_depth"] != 1:
+        values.update(hyper_layers=layers, hyper_rank=theirs["hyper_rank"])
+    return values
 
 
 def _energy_hidden(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:

@@ -1,9 +1,13 @@
-"""The names and layouts of weights in the reference implementation, and ours: a table of renamings, read both ways."""
+"""The names and layouts of weights in the reference implementation, and ours: a table of renamings, read both ways.
+
+The authors' implementation and its hyper fork name the layers of a U-Net differently, hyper or not, and those of
+neuron-level models where one is hyper.
+"""
 
 # Shapes: D neurons, K inputs and N outputs of a neuron-level layer.
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -50,13 +54,34 @@ _RENAMINGS: dict[str, list[tuple[str, str]]] = {
         (r"^neurons\.layers\.0\.", "trace_processor.0.0."),
         (r"^neurons\.layers\.1\.", "trace_processor.0.2."),
         (r"\.norm\.", ".layernorm."),
-        (r"(\d)\.weight$", r"\1.w1"),
-        (r"(\d)\.bias$", r"\1.b1"),
+        (r"^(trace_processor\.0\.\d)\.weight$", r"\1.w1"),
+        (r"^(trace_processor\.0\.\d)\.bias$", r"\1.b1"),
         (r"\.temperature$", ".T"),
     ],
     "readout": [(r"^readout\.", "output_projector.0.")],
     "energy": [(r"^energy\.hidden\.", "energy_proj.0."), (r"^energy\.out\.", "energy_proj.2.")],
 }
+
+# What the hyper fork then says instead.
+_CHANGE_RENAMINGS = [
+    (r"\.base\.", ".base_layer."),
+    (r"\.change\.compressor\.", ".context_net."),
+    (r"\.change\.left\.", ".head_u."),
+    (r"\.change\.right\.", ".head_v."),
+    (r"\.change\.gate\.", ".head_gate."),
+]
+_HYPER_RENAMINGS: dict[str, list[tuple[str, str]]] = {
+    "synapse": [
+        (r"^synapses\.(down|up)_projections\.(\d+)\.1\.", r"synapses.\1_projections.\2.linear."),
+        (r"^synapses\.(down|up)_projections\.(\d+)\.2\.", r"synapses.\1_projections.\2.norm."),
+        *_CHANGE_RENAMINGS,
+    ],
+    "neurons": [
+        (r"^trace_processor\.0\.", "trace_processor.layers."),
+        *_CHANGE_RENAMINGS,
+    ],
+}
+_HYPER_NAMES = re.compile(r"synapses\.(down|up)_projections\.\d+\.(linear|norm)\..*|trace_processor\.layers\..*")
 
 
 class Layout(NamedTuple):
@@ -92,10 +117,19 @@ _PAIR_LAYOUTS = [
 ]
 
 
-def weights_to_reference(config: CTMConfig, ours: StateDict) -> dict[str, Tensor]:
-    """Our state dict as the reference would have saved it. Also serves for gradients, which lie as their weights do."""
+def has_hyper_names(theirs: Iterable[str]) -> bool:
+    """Whether names of weights are those of the hyper fork, where it differs from the authors' implementation."""
+    return any(_HYPER_NAMES.fullmatch(name) for name in theirs)
+
+
+def weights_to_reference(config: CTMConfig, ours: StateDict, *, hyper_names: bool | None = None) -> dict[str, Tensor]:
+    """Our state dict as the reference would have saved it. Also serves for gradients, which lie as their weights do.
+
+    Args:
+        hyper_names: whether layers are named as in the hyper fork; None means where the model is hyper.
+    """
     theirs = {}
-    for their_name, names in _names(config, ours).items():
+    for their_name, names in _names(config, ours, config.hyper if hyper_names is None else hyper_names).items():
         parts = [_layout(name, config).outward(ours[name]) for name in names]
         theirs[their_name] = torch.cat(parts) if len(parts) > 1 else parts[0]
     return theirs
@@ -105,7 +139,7 @@ def weights_from_reference(config: CTMConfig, ours: StateDict, theirs: StateDict
     """`theirs`, whose names and shapes have been checked, under the names of `ours`."""
     return {
         name: _layout(name, config).inward(part)
-        for their_name, names in _names(config, ours).items()
+        for their_name, names in _names(config, ours, has_hyper_names(theirs)).items()
         for name, part in zip(names, _split(theirs[their_name], len(names)), strict=True)
     }
 
@@ -114,19 +148,25 @@ def _split(tensor: Tensor, parts: int) -> tuple[Tensor, ...]:
     return tensor.chunk(parts) if parts > 1 else (tensor,)
 
 
-def _names(config: CTMConfig, ours: StateDict) -> dict[str, list[str]]:
+def _names(config: CTMConfig, ours: StateDict, hyper_names: bool) -> dict[str, list[str]]:
     """Their names, each with those of ours that it holds: one, or query, key and value stacked."""
     names: dict[str, list[str]] = {}
     for name in ours:
-        names.setdefault(_rename(name, config), []).append(name)
+        names.setdefault(_rename(name, config, hyper_names), []).append(name)
     return names
 
 
-def _rename(name: str, config: CTMConfig) -> str:
-    for pattern, theirs in _RENAMINGS.get(name.split(".")[0], []):
+def _rename(name: str, config: CTMConfig, hyper_names: bool) -> str:
+    first = name.split(".")[0]
+    renamings = _RENAMINGS.get(first, [])
+    if hyper_names and (first == "synapse" or config.hyper_nlm_rank is not None):
+        renamings = renamings + _HYPER_RENAMINGS.get(first, [])
+    for pattern, theirs in renamings:
         name = re.sub(pattern, theirs, name)
     if config.positional == "custom-rotational":
         name = re.sub(r"^(positional_embedding\.projection)\.", r"\1.0.", name)
+    if name == f"trace_processor.layers.{2 * config.nlm_deep}.w1":
+        name += "_base"
     return name
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ctm.config import CTMConfig
+from ctm.hyper import HyperLinear, hyper_levels
 
 NARROWEST = 16
 """Width of the U-Net's bottom level."""
@@ -16,8 +17,7 @@ def synapse_model(config: CTMConfig) -> nn.Module:
     """Maps [attention output, post-activations], [B, I + D], to pre-activations, [B, D]."""
     if config.synapse_depth == 1:
         return GatedSynapse(config.attention_width + config.width, config.width, config.dropout)
-    widths = unet_widths(config.width, config.synapse_depth)
-    return UNetSynapse(config.attention_width + config.width, widths, config.dropout)
+    return UNetSynapse(config)
 
 
 def unet_widths(width: int, depth: int) -> list[int]:
@@ -44,10 +44,10 @@ class GatedSynapse(nn.Module):
 class Block(nn.Module):
     """Dropout, linear, LayerNorm, SiLU: every move inside the U-Net."""
 
-    def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
+    def __init__(self, linear: nn.Linear | HyperLinear, outputs: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(inputs, outputs)
+        self.linear = linear
         self.norm = nn.LayerNorm(outputs)
         self.activation = nn.SiLU()
 
@@ -66,13 +66,15 @@ class UNetSynapse(nn.Module):
     ```
     """
 
-    def __init__(self, inputs: int, widths: list[int], dropout: float) -> None:
+    def __init__(self, config: CTMConfig) -> None:
         super().__init__()
-        moves = list(pairwise(widths))
-        self.first = Block(inputs, widths[0], 0.0)
-        self.down = nn.ModuleList(Block(wide, narrow, dropout) for wide, narrow in moves)
-        self.up = nn.ModuleList(Block(narrow, wide, dropout) for wide, narrow in moves)
-        self.norms = nn.ModuleList(nn.LayerNorm(wide) for wide, _ in moves)
+        widths = unet_widths(config.width, config.synapse_depth)
+        hyper_down, hyper_up = hyper_levels(config)
+        self.first = Block(nn.Linear(config.attention_width + config.width, widths[0]), widths[0], 0.0)
+        moves = list(enumerate(pairwise(widths)))
+        self.down = nn.ModuleList(_block(config, wide, narrow, level in hyper_down) for level, (wide, narrow) in moves)
+        self.up = nn.ModuleList(_block(config, narrow, wide, level in hyper_up) for level, (wide, narrow) in moves)
+        self.norms = nn.ModuleList(nn.LayerNorm(wide) for wide in widths[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
         levels = [self.first(x)]
@@ -82,3 +84,11 @@ class UNetSynapse(nn.Module):
         for up, norm, level in reversed(list(zip(self.up, self.norms, levels, strict=True))):
             y = norm(up(y) + level)
         return y
+
+
+def _block(config: CTMConfig, inputs: int, outputs: int, hyper: bool) -> Block:
+    if hyper:
+        return Block(
+            HyperLinear(inputs, outputs, rank=config.hyper_rank, gated=config.hyper_gate), outputs, config.dropout
+        )
+    return Block(nn.Linear(inputs, outputs), outputs, config.dropout)

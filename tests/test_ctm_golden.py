@@ -15,7 +15,11 @@ from ctm.reference_weights import weights_to_reference
 
 
 def is_ctm(meta: dict[str, Any]) -> bool:
-    return meta.get("cls") == "ContinuousThoughtMachine"
+    return meta.get("cls") in ("ContinuousThoughtMachine", "HyperContinuousThoughtMachine")
+
+
+def is_hyper(meta: dict[str, Any]) -> bool:
+    return meta["cls"] == "HyperContinuousThoughtMachine"
 
 
 @pytest.fixture(scope="module", params=golden.names(lambda meta: "cases" not in meta))
@@ -132,7 +136,7 @@ def loss_of(recording: golden.Recording, thoughts: Thoughts, targets: Tensor) ->
 
 def test_the_recorded_weights_come_back_as_they_were(replayed):
     recording, model, _ = replayed
-    _, weights = to_reference(model)
+    _, weights = to_reference(model, hyper=is_hyper(recording.meta))
     recorded = recording.group("w")
     assert weights.keys() == recorded.keys()
     for key, value in recorded.items():

@@ -28,6 +28,7 @@ _TICKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100)
 _MANY_TICKS = (*_TICKS, 250, 500, 1000, 2500, 5000, 10000)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SHORT_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+_LINKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 
 M = TypeVar("M", Counter, Gauge, Histogram)
@@ -65,7 +66,10 @@ class Metrics:
         self.ticks_used = histogram(
             "ctm_ticks_used", "Ticks that a thought ran, by stop reason.", _TICKS, "stop_reason"
         )
-        self.request_ticks = histogram("ctm_request_ticks", "Ticks that a request ran, over all its rows.", _MANY_TICKS)
+        self.request_ticks = histogram(
+            "ctm_request_ticks", "Ticks that a request ran, over all its rows and links.", _MANY_TICKS
+        )
+        self.chain_links = histogram("ctm_chain_links", "Answers that a row's chain came to; of chains alone.", _LINKS)
         self.ticks_saved = counter("ctm_ticks_saved_total", "Ticks of budget left when a thought stopped by itself.")
         self.ticks_wasted = counter(
             "ctm_ticks_wasted_total", "Ticks run for a caller that left or a request that failed."
@@ -75,7 +79,9 @@ class Metrics:
         self.stop_certainty = histogram("ctm_stop_certainty", "Certainty of an answer.", _SHARES)
         self.think = histogram("ctm_think_seconds", "From a thought's admission to its answer.", _SECONDS)
         self.first_tick = histogram("ctm_first_tick_seconds", "From a request's arrival to its first tick.", _SECONDS)
-        self.queue = histogram("ctm_queue_seconds", "From a request's arrival to a thought's admission.", _SECONDS)
+        self.queue = histogram(
+            "ctm_queue_seconds", "From a request's arrival, or the answer before, to a thought's admission.", _SECONDS
+        )
         self.tick = histogram("ctm_tick_seconds", "One tick of all running thoughts.", _SHORT_SECONDS)
         self.encode = histogram("ctm_encode_seconds", "One encoding of the rows admitted together.", _SHORT_SECONDS)
         self.occupancy = histogram("ctm_occupancy_ratio", "Running thoughts over slots, at each tick.", _SHARES)
@@ -127,7 +133,8 @@ class _Model:
     """One model's series, looked up once: finding a labelled child costs more than counting on it."""
 
     def __init__(self, metrics: Metrics, *names: str) -> None:
-        self._names = names
+        self._metrics, self._names = metrics, names
+        self._chain_links: Histogram | None = None
         self._children: list[tuple[MetricWrapperBase, tuple[str, ...]]] = []
         self.ticks_used = {reason: self.child(metrics.ticks_used, reason.name) for reason in StopReason}
         self.thoughts = {reason: self.child(metrics.thoughts, reason.name) for reason in StopReason}
@@ -165,19 +172,29 @@ class _Model:
             self.tick.observe(report.tick_seconds)
             self.occupancy.observe(report.num_ticked / num_slots)
         for thought in report.admitted:
-            self.queue.observe(max(0.0, thought.admission_time - thought.request.arrival))
+            self.queue.observe(thought.queue_seconds)
         for request in report.first_ticks:
             self.first_tick.observe(max(0.0, report.now - request.arrival))
         for ended in report.ended:
             self._end(ended, report.now)
         for progress in report.finished:
             self.request_ticks.observe(progress.ticks_used)
+            if progress.request.chain is not None:
+                self._count_links(progress.links)
         for error in report.failures:
             self.rejections[_reason(error)].inc()
+
+    def _count_links(self, rows: list[int]) -> None:
+        if self._chain_links is None:  # models without chains have no such series
+            self._chain_links = self.child(self._metrics.chain_links)
+        for links in rows:
+            self._chain_links.observe(links)
 
     def _end(self, ended: Ended, now: float) -> None:
         thought, reason = ended.thought, ended.reason
         self.thoughts[reason].inc()
+        if thought.link and not thought.admitted:  # nobody is answered: the chain ended with the link before
+            return
         if ended.ticks_used:  # one that never ran says nothing about how long thoughts think
             self.ticks_used[reason].observe(ended.ticks_used)
         if reason is StopReason.CANCELLED:

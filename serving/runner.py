@@ -1,6 +1,6 @@
 """The only file with a thread: one engine thread a model, and how the event loop talks to it.
 
-    event loop:     submit, cancel -> commands ...            ... deliver: events into outboxes, facts to metrics
+    event loop:     submit, cancel, read -> commands ...      ... deliver: events into outboxes, facts to metrics
     engine thread:                    apply -> engine.step -> report
 
 The engine never waits for a client, and the event loop never waits for a tick.
@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from math import inf
 
 from serving.engine import Engine, StepReport
 from serving.errors import BackendFailed, ServingError, Unavailable
@@ -71,7 +72,7 @@ class Runner:
         """
         if self._refusal is not None:
             raise Unavailable(self._refusal)
-        outbox = self._outboxes[request] = Outbox(self._capacity)
+        outbox = self._outboxes[request] = self._outbox(request)
         self._empty.clear()
         self._command(lambda report: self._submit(request, report))
         return outbox
@@ -106,6 +107,16 @@ class Runner:
             self._stopping = True
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
+
+    def _outbox(self, request: Request) -> Outbox:
+        if request.chain is None:
+            return Outbox(self._capacity)
+
+        def on_read(answers: int) -> None:
+            self._command(lambda _: self.engine.read(request, answers))
+
+        # Half of what may be unread: an engine that has parked a link is told as soon as the rest was taken.
+        return Outbox(self._capacity, on_read=on_read, batch=max(1, self.engine.chain_ahead // 2))
 
     def _command(self, command: Command) -> None:
         with self._wake:
@@ -161,7 +172,8 @@ class Runner:
         """What callers asked for meanwhile; waits while there is nothing to do, None at the end."""
         with self._wake:
             while not self._commands and self.engine.idle and not self._stopping:
-                self._wake.wait()
+                rest = self.engine.rest_seconds
+                self._wake.wait(None if rest == inf else max(0.0, min(rest, threading.TIMEOUT_MAX)))
             if self._stopping:
                 return None
             commands, self._commands = self._commands, []

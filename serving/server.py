@@ -139,6 +139,7 @@ class Server:
             scheduler,
             clock=time.monotonic,
             deadline_margin_seconds=config.engine.deadline_margin_seconds,
+            chain_ahead=config.engine.chain_ahead,
         )
         runner = Runner(
             f"{bundle.name}/{bundle.version}",

@@ -58,6 +58,8 @@ class EngineConfig(_Config):
     """Thoughts of one row in a chain, such as the tokens of a text."""
     encode_rows_per_step: int = Field(default=8, ge=1)
     """Inputs encoded between two ticks; few keep a heavy encoder from stalling those that think."""
+    chain_ahead: int = Field(default=32, ge=1)
+    """Answers of one chain that its caller may leave unread; beyond, the chain pauses and holds no slot."""
     deadline_margin_seconds: float = Field(default=0.02, ge=0)
     """How long before its deadline, beside a recent tick's time, a thought answers with what it has."""
 

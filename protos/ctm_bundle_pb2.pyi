@@ -473,6 +473,7 @@ class Quality(google.protobuf.message.Message):
     WHOLE_MOST_CERTAIN_FIELD_NUMBER: builtins.int
     BITS_PER_BYTE_FIELD_NUMBER: builtins.int
     BITS_PER_BYTE_MOST_CERTAIN_FIELD_NUMBER: builtins.int
+    ENERGY_FIELD_NUMBER: builtins.int
     metric: builtins.str
     split: builtins.str
     rows: builtins.int
@@ -498,6 +499,10 @@ class Quality(google.protobuf.message.Message):
     def bits_per_byte(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """By tick, of models of text."""
 
+    @property
+    def energy(self) -> global___EnergyQuality:
+        """Of models with an energy head."""
+
     def __init__(
         self,
         *,
@@ -513,10 +518,112 @@ class Quality(google.protobuf.message.Message):
         whole_most_certain: builtins.float = ...,
         bits_per_byte: collections.abc.Iterable[builtins.float] | None = ...,
         bits_per_byte_most_certain: builtins.float = ...,
+        energy: global___EnergyQuality | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "accuracy_most_certain", b"accuracy_most_certain", "bits_per_byte", b"bits_per_byte", "bits_per_byte_most_certain", b"bits_per_byte_most_certain", "calibration_error", b"calibration_error", "certainty", b"certainty", "frontier", b"frontier", "metric", b"metric", "rows", b"rows", "split", b"split", "whole", b"whole", "whole_most_certain", b"whole_most_certain"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["energy", b"energy"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "accuracy_most_certain", b"accuracy_most_certain", "bits_per_byte", b"bits_per_byte", "bits_per_byte_most_certain", b"bits_per_byte_most_certain", "calibration_error", b"calibration_error", "certainty", b"certainty", "energy", b"energy", "frontier", b"frontier", "metric", b"metric", "rows", b"rows", "split", b"split", "whole", b"whole", "whole_most_certain", b"whole_most_certain"]) -> None: ...
 
 global___Quality = Quality
+
+@typing.final
+class EnergyQuality(google.protobuf.message.Message):
+    """What energy says of right and wrong, and what stopping by it buys."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENERGY_FIELD_NUMBER: builtins.int
+    SEPARATION_FIELD_NUMBER: builtins.int
+    CERTAINTY_SEPARATION_FIELD_NUMBER: builtins.int
+    CALIBRATION_ERROR_FIELD_NUMBER: builtins.int
+    MARGIN_FIELD_NUMBER: builtins.int
+    THRESHOLD_FRONTIER_FIELD_NUMBER: builtins.int
+    DELTA_FRONTIER_FIELD_NUMBER: builtins.int
+    SHIPPED_FIELD_NUMBER: builtins.int
+    margin: builtins.float
+    @property
+    def energy(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """By tick, each of length T: the mean; the probability that of a right and a wrong prediction the right one has less
+        energy (NaN at a tick at which all are right or all are wrong); the same of more certainty.
+        """
+
+    @property
+    def separation(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def certainty_separation(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def calibration_error(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """By tick, of 1 - energy / margin as the probability of being right; empty where the margin is not known."""
+
+    @property
+    def threshold_frontier(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EnergyFrontier]:
+        """The threshold alone, the change between two ticks alone, and the rules that ship together."""
+
+    @property
+    def delta_frontier(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EnergyFrontier]: ...
+    @property
+    def shipped(self) -> global___EnergyFrontier: ...
+    def __init__(
+        self,
+        *,
+        energy: collections.abc.Iterable[builtins.float] | None = ...,
+        separation: collections.abc.Iterable[builtins.float] | None = ...,
+        certainty_separation: collections.abc.Iterable[builtins.float] | None = ...,
+        calibration_error: collections.abc.Iterable[builtins.float] | None = ...,
+        margin: builtins.float = ...,
+        threshold_frontier: collections.abc.Iterable[global___EnergyFrontier] | None = ...,
+        delta_frontier: collections.abc.Iterable[global___EnergyFrontier] | None = ...,
+        shipped: global___EnergyFrontier | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["shipped", b"shipped"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["calibration_error", b"calibration_error", "certainty_separation", b"certainty_separation", "delta_frontier", b"delta_frontier", "energy", b"energy", "margin", b"margin", "separation", b"separation", "shipped", b"shipped", "threshold_frontier", b"threshold_frontier"]) -> None: ...
+
+global___EnergyQuality = EnergyQuality
+
+@typing.final
+class EnergyFrontier(google.protobuf.message.Message):
+    """What a stop rule with energy in it buys; a part that is unset stops nothing."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENERGY_THRESHOLD_FIELD_NUMBER: builtins.int
+    ENERGY_DELTA_FIELD_NUMBER: builtins.int
+    CERTAINTY_THRESHOLD_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    MEAN_TICKS_FIELD_NUMBER: builtins.int
+    TICKS_DEVIATION_FIELD_NUMBER: builtins.int
+    SHARE_ENERGY_FIELD_NUMBER: builtins.int
+    SHARE_CERTAIN_FIELD_NUMBER: builtins.int
+    energy_threshold: builtins.float
+    energy_delta: builtins.float
+    certainty_threshold: builtins.float
+    accuracy: builtins.float
+    mean_ticks: builtins.float
+    ticks_deviation: builtins.float
+    share_energy: builtins.float
+    """Shares of the rows that each stopped."""
+    share_certain: builtins.float
+    def __init__(
+        self,
+        *,
+        energy_threshold: builtins.float | None = ...,
+        energy_delta: builtins.float | None = ...,
+        certainty_threshold: builtins.float | None = ...,
+        accuracy: builtins.float = ...,
+        mean_ticks: builtins.float = ...,
+        ticks_deviation: builtins.float = ...,
+        share_energy: builtins.float = ...,
+        share_certain: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_certainty_threshold", b"_certainty_threshold", "_energy_delta", b"_energy_delta", "_energy_threshold", b"_energy_threshold", "certainty_threshold", b"certainty_threshold", "energy_delta", b"energy_delta", "energy_threshold", b"energy_threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_certainty_threshold", b"_certainty_threshold", "_energy_delta", b"_energy_delta", "_energy_threshold", b"_energy_threshold", "accuracy", b"accuracy", "certainty_threshold", b"certainty_threshold", "energy_delta", b"energy_delta", "energy_threshold", b"energy_threshold", "mean_ticks", b"mean_ticks", "share_certain", b"share_certain", "share_energy", b"share_energy", "ticks_deviation", b"ticks_deviation"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_certainty_threshold", b"_certainty_threshold"]) -> typing.Literal["certainty_threshold"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_energy_delta", b"_energy_delta"]) -> typing.Literal["energy_delta"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_energy_threshold", b"_energy_threshold"]) -> typing.Literal["energy_threshold"] | None: ...
+
+global___EnergyFrontier = EnergyFrontier
 
 @typing.final
 class Frontier(google.protobuf.message.Message):

@@ -169,15 +169,21 @@ def _check_lengths(manifest: Manifest) -> None:
         if bounds != [1, size]:
             expected = f"1 and {size}, the size of {quote(name)}"
             raise Mismatch(f"{what}, minimum and maximum", listing(bounds), expected)
-    for spec in (*manifest.inputs, *manifest.context, *manifest.state, *manifest.outputs):
-        sizes = list(spec.buckets)
-        if spec.length_of and spec.name not in inputs:
-            raise Mismatch(f"{MANIFEST}: {quote(spec.name)}, length_of", quote(spec.length_of), "none: inputs alone")
-        if sizes and (spec.name not in lengths or [*sorted({*sizes, spec.shape[0]})] != sizes or sizes[0] < 1):
-            expected = "sizes that rise from 1 or more to its first dimension, of an input with a length"
-            raise Mismatch(
-                f"{MANIFEST}: {quote(spec.name)} {shape_text(spec.shape)}, buckets", listing(sizes), expected
-            )
+    for spec in manifest.inputs:
+        _check_buckets(spec, has_length=spec.name in lengths)
+    for spec in (*manifest.context, *manifest.state, *manifest.outputs):
+        if spec.length_of or spec.buckets:
+            raise Mismatch(f"{MANIFEST}: {quote(spec.name)}", "length_of or buckets", "none: inputs alone have them")
+
+
+def _check_buckets(spec: SpecMessage, *, has_length: bool) -> None:
+    what, sizes = f"{MANIFEST}: inputs {quote(spec.name)}, buckets", list(spec.buckets)
+    if not sizes:
+        return
+    if not has_length:
+        raise Mismatch(what, listing(sizes), f"none: no input has length_of {quote(spec.name)}")
+    if sizes != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] != spec.shape[0]:
+        raise Mismatch(what, listing(sizes), f"sizes that rise from at least 1 to {spec.shape[0]}")
 
 
 def _check_roles(manifest: Manifest) -> None:

@@ -310,10 +310,16 @@ DEEP = b'{"format_version": 1, "config": ' + b'{"a": ' * 3000 + b"1" + b"}" * 30
             "artefact 'onnx', graphs: got tick, expected encode, tick",
             id="a graph is missing",
         ),
-        pytest.param(spoil_manifest(chain="diffusion"), "chain: got 'diffusion', expected 'text', or none", id="a chain"),
-        pytest.param(spoil_manifest(chain="text"), "chain and text: got chain 'text' and no text", id="a chain of nothing"),
         pytest.param(
-            spoil_manifest(text={"tokens": "image"}), "chain and text: got chain '' and a text", id="a text without a chain"
+            spoil_manifest(chain="diffusion"), "chain: got 'diffusion', expected 'text', or none", id="a chain"
+        ),
+        pytest.param(
+            spoil_manifest(chain="text"), "chain and text: got chain 'text' and no text", id="a chain of nothing"
+        ),
+        pytest.param(
+            spoil_manifest(text={"tokens": "image"}),
+            "chain and text: got chain '' and a text",
+            id="a text without a chain",
         ),
         pytest.param(
             spoil_manifest(memory=DOCUMENT["state"]), "memory: got a chain with a memory, expected none", id="a memory"

@@ -2,7 +2,7 @@
 
 # Shapes: R rows, n tokens that a caller sent of each, W tokens of the window.
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ def prompts(tensors: Iterable[pb.Tensor], model: TextModel, *, max_rows: int) ->
         Mismatch: neither texts nor tokens or both, empty or too long ones, no UTF-8, no tokens of the vocabulary.
     """
     found = _by_name(tensors, model)
-    rows: Sequence[Sequence[int] | Array]
     if PROMPT in found:
         rows = _from_texts(found[PROMPT], model, max_rows)
     else:
@@ -50,7 +49,7 @@ def _by_name(tensors: Iterable[pb.Tensor], model: TextModel) -> dict[str, pb.Ten
     return found
 
 
-def _from_texts(tensor: pb.Tensor, model: TextModel, max_rows: int) -> list[list[int]]:
+def _from_texts(tensor: pb.Tensor, model: TextModel, max_rows: int) -> list[NDArray[np.int64]]:
     what = f"input {quote(PROMPT)}"
     if tensor.datatype != "BYTES":
         raise Mismatch(f"{what}, datatype", quote(tensor.datatype), "BYTES")
@@ -66,17 +65,19 @@ def _from_texts(tensor: pb.Tensor, model: TextModel, max_rows: int) -> list[list
     return [_tokens(f"{what}, row {row}", text, model) for row, text in enumerate(found)]
 
 
-def _tokens(what: str, text: bytes, model: TextModel) -> list[int]:
+def _tokens(what: str, text: bytes, model: TextModel) -> NDArray[np.int64]:
     try:
         tokens = model.tokenizer.encode(text.decode())
     except UnicodeDecodeError as error:
         raise Mismatch(f"{what}, byte {error.start}", f"0x{text[error.start]:02x}", "UTF-8") from error
     if not 1 <= len(tokens) <= model.window:
         raise Mismatch(what, f"{len(tokens)} tokens", f"1 to {model.window}, the tokens that the model reads")
-    return tokens
+    return np.array(tokens, np.int64)
 
 
-def _from_tokens(tensor: pb.Tensor, length: pb.Tensor | None, model: TextModel, max_rows: int) -> list[Array]:
+def _from_tokens(
+    tensor: pb.Tensor, length: pb.Tensor | None, model: TextModel, max_rows: int
+) -> list[NDArray[np.int64]]:
     what = f"input {quote(model.tokens)}"
     if tensor.datatype != "INT64":
         raise Mismatch(f"{what}, datatype", quote(tensor.datatype), "INT64")

@@ -53,12 +53,12 @@ class ScriptedBackend(Backend):
         self.seconds_per_tick = seconds_per_tick
         self.num_ticks = 0
 
-    def _encode(self, rows: int) -> None:
+    def _encode(self, rows: int, sizes: tuple[int, ...]) -> None:
         if self.fail_next_encode:
             self.fail_next_encode = False
             raise RuntimeError("told to fail")
-        for name, values in self._inputs.items():
-            self._encoded[name][:rows] = values[:rows]
+        for name, values in self.arguments(rows, sizes).items():
+            self._encoded[name][:rows] = values
 
     def _tick(self, rows: int, side: int, details: bool) -> None:
         if self.fail_next_tick:

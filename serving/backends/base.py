@@ -15,10 +15,13 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.backends.prefix import Sizes, all_sizes, by_sizes, cuts
 from serving.program import Program, TensorSpec
 from serving.request import Array
 
@@ -67,14 +70,16 @@ class Backend(ABC):
         self._state = [{spec.name: _zeros(spec, rows) for spec in program.state} for _ in range(2)]
         self._outputs = [{spec.name: _zeros(spec, rows) for spec in program.outputs} for _ in range(2)]
         self._kept = _zeros(program.prediction, rows)
+        self._cuts = cuts(program)
+        self._arguments: dict[tuple[int, Sizes], dict[str, Array]] = {}
         self._side = 0  # the copy that the next tick reads; its results land in the other
         for state in self._state:
             for name, values in state.items():
                 values[:] = program.start[name]
 
     @abstractmethod
-    def _encode(self, rows: int) -> None:
-        """Fill `_encoded` from `_inputs`, the first `rows` of each."""
+    def _encode(self, rows: int, sizes: Sizes) -> None:
+        """Fill the first `rows` of `_encoded` from the arguments for these rows and sizes."""
 
     @abstractmethod
     def _tick(self, rows: int, side: int, details: bool) -> None:
@@ -82,17 +87,35 @@ class Backend(ABC):
 
     def admit(self, slots: Sequence[int], inputs: Mapping[str, Array]) -> None:
         """Encode k rows, [k, ...] for each input, and let them begin in `slots`."""
-        count = len(slots)
+        if not self._cuts:
+            self._begin(np.asarray(slots), inputs, ())
+            return
+        for sizes, places in by_sizes(self._cuts, inputs):
+            self._begin(np.asarray(slots)[places], {name: values[places] for name, values in inputs.items()}, sizes)
+
+    def _begin(self, slots_k: NDArray[np.intp], inputs: Mapping[str, Array], sizes: Sizes) -> None:
+        """Encode rows that are cut alike."""
+        count = len(slots_k)
         rows = self.encode_buckets[bisect_left(self.encode_buckets, count)]
-        for name, values in inputs.items():
-            self._inputs[name][:count] = values
-            self._inputs[name][count:rows] = 0
-        self._encode(rows)
-        index = np.asarray(slots)
+        for name, argument in self.arguments(rows, sizes).items():
+            values = inputs[name]
+            argument[:count] = values if values.shape[1:] == argument.shape[1:] else values[:, : argument.shape[1]]
+            argument[count:] = 0
+        self._encode(rows, sizes)
         for name, values in self._encoded.items():
-            self._context[name][index] = values[:count]
+            self._context[name][slots_k] = values[:count]
         for name, values in self._state[self._side].items():
-            values[index] = self.program.start[name]
+            values[slots_k] = self.program.start[name]
+
+    def arguments(self, rows: int, sizes: Sizes) -> dict[str, Array]:
+        """What `encode` reads, [rows, ...] each: the beginning of every input's memory, in the shape it is cut to."""
+        if (found := self._arguments.get((rows, sizes))) is None:
+            found = {name: values[:rows] for name, values in self._inputs.items()}
+            for cut, size in zip(self._cuts, sizes, strict=True):
+                shape = (rows, size, *found[cut.name].shape[2:])
+                found[cut.name] = self._inputs[cut.name].reshape(-1)[: prod(shape)].reshape(shape)
+            self._arguments[rows, sizes] = found
+        return found
 
     def tick(self, n: int, *, details: bool = False) -> TickOutput:
         """One tick of slots 0 .. n - 1.
@@ -137,9 +160,9 @@ class Backend(ABC):
         self._outputs[self._side][prediction][target] = self._outputs[self._side][prediction][source]
 
     def warm_up(self) -> None:
-        """Run every graph at every row count it will see, so that no caller waits for a first run."""
-        for rows in self.encode_buckets:
-            self._encode(rows)
+        """Run every graph at every row count and size it will see, so that no caller waits for a first run."""
+        for rows, sizes in product(self.encode_buckets, all_sizes(self._cuts)):
+            self._encode(rows, sizes)
         for rows in self.tick_buckets:
             for side in (0, 1):
                 self._tick(rows, side, False)

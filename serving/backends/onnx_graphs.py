@@ -42,7 +42,13 @@ def _check_arguments(graph: str, found: Iterable[Argument], specs: Sequence[Tens
     for argument in found:
         if argument.name not in expected:
             raise Mismatch(f"graph {graph}, arguments", argument.name, f"of {listing(expected)}")
-        _check(f"graph {graph}, argument {argument.name}", argument, expected[argument.name])
+        spec = expected[argument.name]
+        _check(f"graph {graph}, argument {argument.name}", argument, spec)
+        if len(spec.buckets) > 1 and isinstance(argument.shape[1], int):
+            what = f"graph {graph}, argument {argument.name}, shape"
+            raise Mismatch(
+                what, list(argument.shape), f"a free size after the rows: it is cut to {listing(spec.buckets)}"
+            )
 
 
 def _check_results(graph: str, found: Iterable[Argument], specs: Sequence[TensorSpec]) -> None:

@@ -7,6 +7,7 @@ import onnxruntime as ort
 
 from serving.backends.base import Backend
 from serving.backends.onnx_graphs import check_graphs
+from serving.backends.prefix import Sizes
 from serving.errors import InstallationLacks
 from serving.program import Program
 from serving.request import Array
@@ -62,13 +63,14 @@ class OnnxRuntimeBackend(Backend):
             # The runtime falls back without a word when a provider's own libraries are missing.
             raise InstallationLacks(f"ONNX Runtime cannot start {first}; what starts is {', '.join(running)}")
         check_graphs(program, self._encoder, self._ticker)
+        self._encode_bindings: dict[tuple[int, Sizes], ort.IOBinding] = {}
         self._bindings: dict[tuple[int, int, bool], ort.IOBinding] = {}
 
-    def _encode(self, rows: int) -> None:
-        key = (rows, -1, False)
-        binding = self._bindings.get(key)
+    def _encode(self, rows: int, sizes: Sizes) -> None:
+        binding = self._encode_bindings.get((rows, sizes))
         if binding is None:
-            binding = self._bindings[key] = _bind(self._encoder, rows, self._inputs, self._encoded)
+            binding = _bind(self._encoder, rows, self.arguments(rows, sizes), self._encoded)
+            self._encode_bindings[rows, sizes] = binding
         self._encoder.run_with_iobinding(binding)
 
     def _tick(self, rows: int, side: int, details: bool) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from serving.backends.base import Backend
-from serving.mismatch import Mismatch
+from serving.backends.prefix import Sizes, all_sizes
+from serving.mismatch import Mismatch, listing
 from serving.program import Program
 from serving.request import Array
 
@@ -24,8 +25,8 @@ class TorchBackend(Backend):
         super().__init__(program, num_slots, max_admissions)
         self._encoder, self._ticker = encode, tick
 
-    def _encode(self, rows: int) -> None:
-        self._run(self._encoder, rows, self._inputs, self._encoded)
+    def _encode(self, rows: int, sizes: Sizes) -> None:
+        self._run(self._encoder, rows, self.arguments(rows, sizes), self._encoded)
 
     def _tick(self, rows: int, side: int, details: bool) -> None:
         del details  # they are computed either way
@@ -39,17 +40,23 @@ class TorchBackend(Backend):
         Raises:
             Mismatch: a result is not what the program says.
         """
-        arguments = {"encode": self._inputs, "tick": self._context | self._state[0]}
-        results = {"encode": self._encoded, "tick": self._state[1] | self._outputs[1]}
-        for name, graph in {"encode": self._encoder, "tick": self._ticker}.items():
-            found = [torch.from_numpy(values[:2]) for values in results[name].values()]
-            with torch.inference_mode():
-                computed = graph(*(torch.from_numpy(values[:2]) for values in arguments[name].values()))
-            tensors = (computed,) if isinstance(computed, torch.Tensor) else computed
-            got = [f"{tensor.dtype} {list(tensor.shape)}" for tensor in tensors]
-            expected = [f"{tensor.dtype} {list(tensor.shape)}" for tensor in found]
-            if got != expected:
-                raise Mismatch(f"graph {name}, results of two rows", ", ".join(got), ", ".join(expected))
+        for sizes in all_sizes(self._cuts):
+            where = f" cut to {listing(sizes)}" if sizes else ""
+            self._check("encode", self._encoder, where, self.arguments(2, sizes), self._encoded)
+        self._check("tick", self._ticker, "", self._context | self._state[0], self._state[1] | self._outputs[1])
+
+    @staticmethod
+    def _check(
+        name: str, graph: Graph, where: str, arguments: Mapping[str, Array], results: Mapping[str, Array]
+    ) -> None:
+        with torch.inference_mode():
+            computed = graph(*(torch.from_numpy(values[:2]) for values in arguments.values()))
+        tensors = (computed,) if isinstance(computed, torch.Tensor) else computed
+        got = [f"{tensor.dtype} {list(tensor.shape)}" for tensor in tensors]
+        found = [torch.from_numpy(values[:2]) for values in results.values()]
+        expected = [f"{tensor.dtype} {list(tensor.shape)}" for tensor in found]
+        if got != expected:
+            raise Mismatch(f"graph {name}, results of two rows{where}", ", ".join(got), ", ".join(expected))
 
     @staticmethod
     def _run(graph: Graph, rows: int, arguments: Mapping[str, Array], results: Mapping[str, Array]) -> None:

@@ -178,7 +178,7 @@ class ThinkRequest(google.protobuf.message.Message):
     """The earlier of this and the call's own deadline counts."""
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Tensor]:
-        """Each leads with N rows."""
+        """Each leads with N rows. Models of text take `text`, BYTES [N], or the tokens, INT64 [N, n], with or without their length."""
 
     @property
     def stop(self) -> global___StopPolicy: ...
@@ -311,7 +311,7 @@ class StreamPolicy(google.protobuf.message.Message):
     every: builtins.int
     """Unset: each tick. 0: answers only. n: every n-th tick."""
     predictions: builtins.bool
-    """Send the whole prediction with each tick."""
+    """Send the whole prediction with each tick, and with each answer of a chain."""
     top_k: builtins.int
     """Send the k best classes with each tick and each answer."""
     @property
@@ -358,12 +358,12 @@ class ChainPolicy(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     OPTIONS_FIELD_NUMBER: builtins.int
     max_links: builtins.int
-    """Thoughts of one row, at most; unset: 1."""
+    """Thoughts of one row, at most; unset: 1. The server has a limit."""
     seed: builtins.int
     """Unset: drawn by the server, and told in the summary."""
     @property
     def options(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Value]:
-        """Text: temperature, top_p (numbers), top_k (integer), stop (text or texts)."""
+        """Text: temperature, top_p (numbers), top_k (integer), stop (text or texts, at most 16)."""
 
     def __init__(
         self,
@@ -581,11 +581,15 @@ class Answer(google.protobuf.message.Message):
     chain_end: global___ChainEnd.ValueType
     """On the last link of a row."""
     @property
-    def prediction(self) -> global___Tensor: ...
+    def prediction(self) -> global___Tensor:
+        """Of chains of several links only where StreamPolicy.predictions asks for it."""
+
     @property
     def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ClassScore]: ...
     @property
-    def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Tensor]: ...
+    def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Tensor]:
+        """Of text chains: token, INT64 [], the one that was drawn."""
+
     def __init__(
         self,
         *,

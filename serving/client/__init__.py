@@ -3,6 +3,10 @@
 with Client() as client, client.think("mnist", {"image": images}, top_k=3) as thinking:
     for event in thinking:
         ...
+
+with Client() as client, client.generate("kjv", "In the beginning", max_links=40) as generating:
+    for event in generating:
+        ...
 """
 
 from serving.client.aio import AsyncClient
@@ -18,10 +22,10 @@ from serving.client.errors import (
     UnknownModel,
 )
 from serving.client.events import Answer, ClassScore, Event, ModelInfo, Result, Summary, Tick
-from serving.client.message import AnswerOptions, ThinkOptions
+from serving.client.message import AnswerOptions, GenerateOptions, ThinkOptions
 from serving.client.session import Session
 from serving.client.sync import Client, Thinking
-from serving.request import AnswerRule, StopReason
+from serving.request import AnswerRule, ChainEnd, StopReason
 
 __all__ = [
     "Answer",
@@ -31,10 +35,12 @@ __all__ = [
     "AsyncThinking",
     "BackendFailed",
     "Cancelled",
+    "ChainEnd",
     "ClassScore",
     "Client",
     "DeadlineExceeded",
     "Event",
+    "GenerateOptions",
     "InvalidRequest",
     "ModelInfo",
     "QueueFull",

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
@@ -17,7 +17,14 @@ from serving.client import channel
 from serving.client.async_thinking import AsyncThinking, Call, CallThinking
 from serving.client.errors import Unavailable, from_rpc
 from serving.client.events import ModelInfo, Result, model_info
-from serving.client.message import AnswerOptions, ThinkOptions, answer_options, request_message
+from serving.client.message import (
+    AnswerOptions,
+    GenerateOptions,
+    ThinkOptions,
+    answer_options,
+    generate_message,
+    request_message,
+)
 from serving.client.session import Session
 
 
@@ -60,12 +67,15 @@ class AsyncClient:
             ValueError, TypeError: an option that no server could take. What the server refuses is raised when the
                 events are read.
         """
-        message = request_message(model, inputs, **options)
+        return self._begin(request_message(model, inputs, **options), options.get("timeout"))
 
-        def begin(remaining: float | None) -> Call:
-            return self._stub.Think(message, timeout=remaining)
+    def generate(self, model: str, prompt: str | Sequence[str], **options: Unpack[GenerateOptions]) -> AsyncThinking:
+        """Begin to write the text that follows a prompt, or each of several: an answer for each token, as it comes.
 
-        return CallThinking(begin, timeout=options.get("timeout"), retries=self._retries)
+        Raises:
+            ValueError, TypeError: as `think`.
+        """
+        return self._begin(generate_message(model, prompt, **options), options.get("timeout"))
 
     async def answer(self, model: str, inputs: Mapping[str, ArrayLike], **options: Unpack[AnswerOptions]) -> Result:
         """Think, and see the answers only; the best class is named unless `top_k` says otherwise.
@@ -75,6 +85,12 @@ class AsyncClient:
         """
         async with self.think(model, inputs, **answer_options(options)) as thinking:
             return await thinking.result()
+
+    def _begin(self, message: pb.ThinkRequest, timeout: float | None) -> AsyncThinking:
+        def begin(remaining: float | None) -> Call:
+            return self._stub.Think(message, timeout=remaining)
+
+        return CallThinking(begin, timeout=timeout, retries=self._retries)
 
     def session(self, *, max_in_flight: int = 256) -> Session:
         """Many requests over one call: `async with client.session() as session`.

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from protos import ctm_serving_pb2 as pb
-from serving.request import Array, StopReason
+from serving.request import Array, ChainEnd, StopReason
 from serving.tensors import array
 
 
@@ -58,6 +58,15 @@ class Answer:
     energy: float | None = None
     outputs: Mapping[str, Array] = field(default_factory=dict)
     text: str = ""
+    """Of text chains: what became readable with this link; half characters and half stop texts wait for a later one."""
+    chain_end: ChainEnd = ChainEnd.GOES_ON
+    """Of chains: why this link is its row's last, if it is."""
+
+    @property
+    def token(self) -> int | None:
+        """Of text chains: the token that was drawn."""
+        token = self.outputs.get("token")
+        return None if token is None else int(token)
 
     @property
     def label(self) -> str | None:
@@ -79,6 +88,10 @@ class Summary:
     think_seconds: float
     model: str
     version: int
+    seed: int | None = None
+    """Of chains: what their randomness was drawn from."""
+    texts: tuple[str, ...] = ()
+    """Of text chains, one for each row: all that was generated, without the stop text."""
 
 
 Event = Tick | Answer | Summary
@@ -91,6 +104,18 @@ class Result:
     answers: list[Answer]
     """By row; of a chain, each row's last."""
     summary: Summary
+    links: list[list[Answer]] = field(default_factory=list)
+    """By row, all its answers in order: one of a single thought, else as many as its chain has links."""
+
+    @property
+    def text(self) -> str:
+        """Of a text chain of one row: all that was generated, without the stop text.
+
+        Raises:
+            ValueError: there are several, or none; see `summary.texts`.
+        """
+        (text,) = self.summary.texts
+        return text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,16 +151,17 @@ def events_of(message: pb.ThinkEvent) -> list[Event]:
 
 def collect(events: Iterable[Event]) -> Result | None:
     """What they add up to; None when the summary is missing."""
-    answers: dict[int, Answer] = {}
+    links: dict[int, list[Answer]] = {}
     summary = None
     for event in events:
         if isinstance(event, Answer):
-            answers[event.row] = event
+            links.setdefault(event.row, []).append(event)
         elif isinstance(event, Summary):
             summary = event
     if summary is None:
         return None
-    return Result(answers=[answers[row] for row in sorted(answers)], summary=summary)
+    by_row = [links[row] for row in sorted(links)]
+    return Result(answers=[row[-1] for row in by_row], summary=summary, links=by_row)
 
 
 def model_info(message: pb.ModelInfo) -> ModelInfo:
@@ -177,6 +203,7 @@ def _answer(message: pb.Answer) -> Answer:
         energy=message.energy if message.HasField("energy") else None,
         outputs={tensor.name: array(tensor) for tensor in message.outputs},
         text=message.text,
+        chain_end=ChainEnd(message.chain_end),
     )
 
 
@@ -189,6 +216,8 @@ def _summary(message: pb.Summary) -> Summary:
         think_seconds=message.think_seconds,
         model=message.model,
         version=message.version,
+        seed=message.seed if message.HasField("seed") else None,
+        texts=tuple(message.texts),
     )
 
 

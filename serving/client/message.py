@@ -1,21 +1,21 @@
-"""What a client may ask for, and the message that says so."""
+"""What a client may ask for, and the messages that say so."""
 
-from collections.abc import Iterable, Mapping
-from typing import TypedDict, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypedDict, Unpack, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from protos import ctm_serving_pb2 as pb
 from serving.request import AnswerRule, StopReason
-from serving.tensors import tensor_message
+from serving.tensors import tensor_message, text_message
 
 LAST_WORD_SECONDS = 0.5
 """A call outlives its timeout by this, so that an answer given in the last moment still arrives."""
 
 
-# Every one may be left out, or be None: the model's default.
-class AnswerOptions(TypedDict, total=False):
+# Of all options: every one may be left out, or be None: the model's default.
+class _CommonOptions(TypedDict, total=False):
     """How to think, and when to stop."""
 
     version: int
@@ -33,14 +33,19 @@ class AnswerOptions(TypedDict, total=False):
     answer_rule: AnswerRule | None
     abstain_below: float | None
     """Mark answers less certain than this, in [0, 1], as abstained."""
-    top_k: int
-    """Name this many of the best classes; 0 for none."""
     priority: int
     """Larger is admitted first."""
     timeout: float | None
     """Seconds. When they are nearly over, the best answer so far arrives; without any it is `DeadlineExceeded`."""
     request_id: str | None
     """Stands in every log line of the server."""
+
+
+class AnswerOptions(_CommonOptions, total=False):
+    """Also, what to say of an answer."""
+
+    top_k: int
+    """Name this many of the best classes; 0 for none."""
 
 
 class ThinkOptions(AnswerOptions, total=False):
@@ -52,6 +57,29 @@ class ThinkOptions(AnswerOptions, total=False):
     """Send the whole prediction with each tick."""
     details: Iterable[str]
     """Names of the model's details (see its manifest) to send with each tick."""
+
+
+class GenerateOptions(_CommonOptions, total=False):
+    """How to write a text, token after token."""
+
+    max_links: int
+    """Tokens of one text, at most."""
+    temperature: float | None
+    """How evenly tokens are drawn: 1 as predicted, the default; 0 takes the best one always."""
+    top_k: int | None
+    """Draw from this many best tokens only; 0: all, the default."""
+    top_p: float | None
+    """Draw from the fewest best tokens that have this share of the probability, in (0, 1]."""
+    stop: str | Sequence[str]
+    """A text ends before any of these."""
+    seed: int | None
+    """The same one draws the same text again; None: the server's to draw, and told in the summary."""
+    every: int | None
+    """Send every n-th tick of each thought; 0: answers only, the default; None: each."""
+    predictions: bool
+    """Send the whole prediction with each tick and each token."""
+    leading: int
+    """Name this many of the best tokens with each tick and each token; 0 for none, the default."""
 
 
 def answer_options(options: AnswerOptions) -> ThinkOptions:
@@ -80,8 +108,11 @@ def request_message(
     every: int | None = None,
     predictions: bool = False,
     details: Iterable[str] = (),
+    chain: pb.ChainPolicy | None = None,
 ) -> pb.ThinkRequest:
     """A request for the rows of `inputs`, each [rows, ...] in the model's datatype (an image is mostly float32).
+
+    An input of texts is a text, or a sequence of them.
 
     Raises:
         ValueError: a number does not fit its field, or an array's dtype has no name on the wire.
@@ -91,7 +122,7 @@ def request_message(
         request_id=request_id or "",
         model=model,
         version=version,
-        inputs=[tensor_message(name, np.asarray(values)) for name, values in inputs.items()],
+        inputs=[_tensor(name, values) for name, values in inputs.items()],
         stop=pb.StopPolicy(
             certainty_threshold=threshold,
             min_ticks=min_ticks,
@@ -106,4 +137,56 @@ def request_message(
         stream=pb.StreamPolicy(every=every, predictions=predictions, top_k=top_k, details=details),
         priority=priority,
         timeout_seconds=timeout,
+        chain=chain,
     )
+
+
+def generate_message(
+    model: str,
+    prompt: str | Sequence[str],
+    *,
+    max_links: int = 64,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: str | Sequence[str] = (),
+    seed: int | None = None,
+    every: int | None = 0,
+    predictions: bool = False,
+    leading: int = 0,
+    **common: Unpack[_CommonOptions],
+) -> pb.ThinkRequest:
+    """A request for the texts that follow one prompt or several.
+
+    Raises:
+        ValueError, TypeError: as `request_message`, and where there is no prompt.
+    """
+    if not isinstance(prompt, str) and not len(prompt):
+        raise ValueError("no prompts; at least one is needed")
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    options = {
+        "temperature": None if temperature is None else pb.Value(number=temperature),
+        "top_k": None if top_k is None else pb.Value(integer=top_k),
+        "top_p": None if top_p is None else pb.Value(number=top_p),
+        "stop": pb.Value(texts=pb.TextList(values=stops)) if stops else None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    return request_message(
+        model,
+        {"text": prompt},
+        every=every,
+        predictions=predictions,
+        top_k=leading,
+        chain=pb.ChainPolicy(max_links=max_links, seed=seed, options=given),
+        **common,
+    )
+
+
+def _tensor(name: str, values: ArrayLike) -> pb.Tensor:
+    if isinstance(values, str | bytes):
+        return text_message(name, [values])
+    if isinstance(values, Sequence) and values and all(isinstance(value, str | bytes) for value in values):
+        return text_message(name, cast(Sequence[str | bytes], values))
+    array = np.asarray(values)
+    are_texts = array.dtype.kind == "U" and array.ndim == 1
+    return text_message(name, array.tolist()) if are_texts else tensor_message(name, array)

@@ -4,7 +4,7 @@ think --commands--> call --_read--> the queue of each request --> its reader
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack
 from uuid import uuid4
@@ -17,7 +17,14 @@ from protos import ctm_serving_pb2_grpc as pb_grpc
 from serving.client.async_thinking import AsyncThinking, cancelled_from_outside
 from serving.client.errors import Cancelled, ThinkError, Unavailable, from_failure, from_rpc
 from serving.client.events import Event, Result, Summary, events_of
-from serving.client.message import AnswerOptions, ThinkOptions, answer_options, request_message
+from serving.client.message import (
+    AnswerOptions,
+    GenerateOptions,
+    ThinkOptions,
+    answer_options,
+    generate_message,
+    request_message,
+)
 
 
 class Session:
@@ -63,9 +70,27 @@ class Session:
             ValueError: its request id is in flight, or as `AsyncClient.think`. Do not use the id of a request that was
                 cancelled again: what the server had sent by then would be taken for the new one's.
         """
-        request_id = options.get("request_id") or uuid4().hex
-        options["request_id"] = request_id
-        message = request_message(model, inputs, **options)
+        options["request_id"] = options.get("request_id") or uuid4().hex
+        return await self._begin(request_message(model, inputs, **options))
+
+    async def generate(
+        self, model: str, prompt: str | Sequence[str], **options: Unpack[GenerateOptions]
+    ) -> AsyncThinking:
+        """Begin to write the text that follows a prompt, or each of several: an answer for each token, as it comes.
+
+        Raises:
+            ThinkError, RuntimeError, ValueError: as `think`.
+        """
+        options["request_id"] = options.get("request_id") or uuid4().hex
+        return await self._begin(generate_message(model, prompt, **options))
+
+    async def answer(self, model: str, inputs: Mapping[str, ArrayLike], **options: Unpack[AnswerOptions]) -> Result:
+        """As `AsyncClient.answer`, over this call."""
+        async with await self.think(model, inputs, **answer_options(options)) as thinking:
+            return await thinking.result()
+
+    async def _begin(self, message: pb.ThinkRequest) -> AsyncThinking:
+        request_id = message.request_id
         await self._room.acquire()
         try:
             self._check(request_id)
@@ -75,11 +100,6 @@ class Session:
         thinking = self._in_flight[request_id] = SessionThinking(self, request_id)
         self._commands.put_nowait(pb.ThinkCommand(think=message))
         return thinking
-
-    async def answer(self, model: str, inputs: Mapping[str, ArrayLike], **options: Unpack[AnswerOptions]) -> Result:
-        """As `AsyncClient.answer`, over this call."""
-        async with await self.think(model, inputs, **answer_options(options)) as thinking:
-            return await thinking.result()
 
     def end(self) -> None:
         """No more requests; those in flight finish."""

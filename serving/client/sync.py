@@ -1,7 +1,7 @@
 """The client for ordinary code: calls block, events are iterated over. May be shared by threads."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from types import TracebackType
 from typing import Any, Protocol, Self, Unpack, cast
@@ -16,7 +16,15 @@ from protos import ctm_serving_pb2_grpc as pb_grpc
 from serving.client import channel
 from serving.client.errors import Cancelled, ThinkError, Unavailable, from_rpc, retry_delay
 from serving.client.events import Event, ModelInfo, Result, collect, events_of, model_info
-from serving.client.message import LAST_WORD_SECONDS, AnswerOptions, ThinkOptions, answer_options, request_message
+from serving.client.message import (
+    LAST_WORD_SECONDS,
+    AnswerOptions,
+    GenerateOptions,
+    ThinkOptions,
+    answer_options,
+    generate_message,
+    request_message,
+)
 
 
 class Call(Protocol):
@@ -70,12 +78,15 @@ class Client:
             ValueError, TypeError: an option that no server could take. What the server refuses is raised when the
                 events are read.
         """
-        message, timeout = request_message(model, inputs, **options), options.get("timeout")
+        return self._begin(request_message(model, inputs, **options), options.get("timeout"))
 
-        def begin(remaining: float | None) -> Call:
-            return self._stub.Think(message, timeout=remaining)
+    def generate(self, model: str, prompt: str | Sequence[str], **options: Unpack[GenerateOptions]) -> "Thinking":
+        """Begin to write the text that follows a prompt, or each of several: an answer for each token, as it comes.
 
-        return Thinking(begin, timeout=timeout, retries=self._retries)
+        Raises:
+            ValueError, TypeError: as `think`.
+        """
+        return self._begin(generate_message(model, prompt, **options), options.get("timeout"))
 
     def answer(self, model: str, inputs: Mapping[str, ArrayLike], **options: Unpack[AnswerOptions]) -> Result:
         """Think, and see the answers only; the best class is named unless `top_k` says otherwise.
@@ -85,6 +96,12 @@ class Client:
         """
         with self.think(model, inputs, **answer_options(options)) as thinking:
             return thinking.result()
+
+    def _begin(self, message: pb.ThinkRequest, timeout: float | None) -> "Thinking":
+        def begin(remaining: float | None) -> Call:
+            return self._stub.Think(message, timeout=remaining)
+
+        return Thinking(begin, timeout=timeout, retries=self._retries)
 
     def list_models(self) -> list[ModelInfo]:
         """What is served."""

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctm.config import CTMConfig
+from ctm.hyper import hyper_mismatch
 from ctm.model import CTM
 
 Tensors = Mapping[str, Tensor]
@@ -116,6 +117,8 @@ def load_model(folder: Path) -> tuple[CTM, dict[str, Any]]:
 
 def load_weights(model: nn.Module, weights: Tensors, source: Path) -> None:
     """Give a model all of its weights; raises CheckpointError, naming the source, unless they are exactly its own."""
+    if mismatch := hyper_mismatch(model.state_dict(), weights):
+        raise CheckpointError(f"{source}: {mismatch}")
     try:
         model.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:

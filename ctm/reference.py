@@ -1,7 +1,7 @@
 """Models that others trained, and ours in their form: the authors' files and Hugging Face folders, their forks' too.
 
-The reference is github.com/SakanaAI/continuous-thought-machines; the forks are the energy head's and HyperCTM. Loading is strict: a name or a shape that does not
-fit is an error that says so, never a layer left at random.
+The reference is github.com/SakanaAI/continuous-thought-machines; the forks are the energy head's and HyperCTM. Loading
+is strict: a name or a shape that does not fit is an error that says so, never a layer left at random.
 """
 
 import argparse

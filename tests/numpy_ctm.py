@@ -109,7 +109,22 @@ class NumpyCTM:
         return y
 
     def block(self, name: str, x: Array) -> Array:
-        return silu(self.norm(f"{name}.norm", self.linear(f"{name}.linear", x)))
+        linear = f"{name}.linear"
+        if f"{linear}.base.weight" in self.weights:
+            weight = self.weights[f"{linear}.base.weight"]
+            weight = weight + self.change(f"{linear}.change", x, weight.shape)
+            y = weight @ x + self.weights[f"{linear}.base.bias"]
+        else:
+            y = self.linear(linear, x)
+        return silu(self.norm(f"{name}.norm", y))
+
+    def change(self, name: str, signal: Array, shape: tuple[int, ...]) -> Array:
+        """U(φ(z)) V(φ(z))^T, the whole matrix, with the gate tanh(g(φ(z))) where there is one."""
+        compressed = silu(self.norm(f"{name}.compressor.1", self.linear(f"{name}.compressor.0", signal)))
+        left = self.linear(f"{name}.left", compressed).reshape(shape[0], -1)
+        right = self.linear(f"{name}.right", compressed).reshape(shape[1], -1)
+        gate = math.tanh(self.linear(f"{name}.gate", compressed)[0]) if f"{name}.gate.weight" in self.weights else 1.0
+        return gate * left @ right.T
 
     def neuron(self, index: int) -> float:
         """The neuron's own model of its last M pre-activations (eq. 3)."""
@@ -119,7 +134,10 @@ class NumpyCTM:
             name = f"neurons.layers.{layer}"
             if f"{name}.norm.weight" in self.weights:
                 x = self.norm(f"{name}.norm", x)
-            y = x @ self.weights[f"{name}.weight"][index] + self.weights[f"{name}.bias"][index]
+            weight = self.weights[f"{name}.weight"][index]
+            if f"{name}.change.left.weight" in self.weights:
+                weight = weight + self.change(f"{name}.change", self.posts[-1], weight.shape)
+            y = x @ weight + self.weights[f"{name}.bias"][index]
             x, layer = glu(y / self.weights[f"{name}.temperature"]), layer + 1
         return float(x[0])
 

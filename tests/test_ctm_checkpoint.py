@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,31 @@ def test_a_loaded_model_thinks_as_the_saved_one(tmp_path: Path) -> None:
         assert torch.equal(model(features).predictions, saved(features).predictions)
     assert not model.training
     assert config["task"] == {"name": "none"}
+
+
+@pytest.mark.parametrize(
+    ("saved", "said", "message"),
+    [
+        pytest.param({"hyper_rank": 3}, {"hyper_rank": 4}, "are down 0 of rank 3, .* are down 0 of rank 4", id="rank"),
+        pytest.param({}, {"hyper_layers": "down"}, "down 0 of rank 8, up 0 of rank 8, .* are down 0 of", id="layers"),
+        pytest.param({}, {"hyper_layers": "none"}, "are down 0 .*, the configuration's are none", id="plain settings"),
+        pytest.param({"hyper_layers": "none"}, {}, "weights' hyper layers are none, .* down 0", id="plain weights"),
+        pytest.param(
+            {"hyper_nlm_rank": 2}, {"hyper_nlm_rank": 3}, "neurons of rank 2, .* neurons of rank 3", id="neurons"
+        ),
+    ],
+)
+def test_hyper_layers_that_are_not_those_of_the_configuration_are_named(
+    tmp_path: Path, saved: dict[str, Any], said: dict[str, Any], message: str
+) -> None:
+    plain = {**CONFIG.to_dict(), "synapse_depth": 2, "hyper_layers": "bottleneck"}
+    checkpoint = Checkpoint(
+        weights=CTM(CTMConfig.from_dict({**plain, **saved})).state_dict(),
+        config={"family": "ctm", "model": CTMConfig.from_dict({**plain, **said}).to_dict()},
+    )
+    write_checkpoint(tmp_path / "one", checkpoint)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path / "one")
 
 
 def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:

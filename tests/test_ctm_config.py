@@ -37,6 +37,23 @@ SMALL = {
         pytest.param({"dropout": True}, "dropout must be a number .* got True", id="a truth value for a rate"),
         pytest.param({"nlm_dropout": float("nan")}, "nlm_dropout must be .* got nan", id="a rate that is no number"),
         pytest.param({"energy_hidden": 0}, "energy_hidden", id="empty energy head"),
+        pytest.param(
+            {"hyper_layers": "middle"}, "one of .*'bottleneck'.* or a list of .* got 'middle'", id="no layers"
+        ),
+        pytest.param({"hyper_layers": 2}, "one of .* or a list of levels, got 2", id="a number for layers"),
+        pytest.param(
+            {"hyper_layers": "all"}, "synapse_depth of at least 2, got 'all' with depth 1", id="hyper without U-Net"
+        ),
+        pytest.param({"hyper_layers": (), "synapse_depth": 3}, r"levels from 0 to .* = 1, got \(\)", id="no levels"),
+        pytest.param({"hyper_layers": (0, 2), "synapse_depth": 3}, r"to .* 1, got \(0, 2\)", id="a level too deep"),
+        pytest.param({"hyper_layers": (True,), "synapse_depth": 3}, r"got \(True,\)", id="a truth value for a level"),
+        pytest.param({"hyper_layers": (1, 1), "synapse_depth": 3}, r"level once, got \(1, 1\)", id="a level twice"),
+        pytest.param({"hyper_rank": 0}, "hyper_rank must be a whole number of at least 1, got 0", id="rank 0"),
+        pytest.param({"hyper_nlm_rank": 1.5}, r"hyper_nlm_rank must be .* got 1\.5", id="half a rank"),
+        pytest.param(
+            {"hyper_gate": "no", "hyper_nlm_rank": 1}, "must be true or false, got 'no'", id="text for a gate"
+        ),
+        pytest.param({"hyper_gate": True}, "needs hyper_layers or hyper_nlm_rank", id="a gate of nothing"),
         pytest.param({"neuron_selection": "best"}, "neuron_selection must be one of .* got 'best'", id="selection"),
         pytest.param(
             {"neuron_selection": "first-last", "width": 10},
@@ -128,6 +145,19 @@ def test_a_configuration_survives_json():
     written = json.loads(json.dumps(config.to_dict()))
     assert written == config.to_dict()
     assert CTMConfig.from_dict(written) == config
+
+
+@pytest.mark.parametrize("layers", ["bottleneck", (0, 2)])
+def test_hyper_layers_survive_json(layers):
+    config = CTMConfig(**SMALL, synapse_depth=4, hyper_layers=layers, hyper_rank=3, hyper_nlm_rank=2, hyper_gate=True)
+    assert CTMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.hyper
+
+
+def test_a_configuration_from_before_hyper_layers_is_plain():
+    written = {name: value for name, value in CTMConfig(**SMALL).to_dict().items() if not name.startswith("hyper")}
+    assert CTMConfig.from_dict(written) == CTMConfig(**SMALL)
+    assert not CTMConfig(**SMALL).hyper
 
 
 @pytest.mark.parametrize(

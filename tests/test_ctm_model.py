@@ -33,7 +33,8 @@ def build(seed: int = 0, **settings) -> CTM:
             if name.endswith("sync.decay"):
                 parameter.uniform_(0, 2)
             else:
-                parameter.add_(0.3 * torch.randn_like(parameter))
+                # Changes of weights multiply, and made of many large numbers they would run away.
+                parameter.add_((0.03 if ".change." in name else 0.3) * torch.randn_like(parameter))
     return model.eval()
 
 
@@ -49,6 +50,19 @@ def build(seed: int = 0, **settings) -> CTM:
         pytest.param({"nlm_deep": False, "nlm_layernorm": True, "heads": 1}, id="shallow with LayerNorm, one head"),
         pytest.param({"energy_hidden": 5, "memory": 1}, id="energy head, memory of one"),
         pytest.param({"prediction_shape": (2, 2, 3), "heads": 8}, id="a plane of positions, eight heads"),
+        pytest.param({"synapse_depth": 3, "hyper_layers": "bottleneck", "hyper_rank": 3}, id="hyper bottleneck"),
+        pytest.param({"synapse_depth": 2, "hyper_layers": "all", "hyper_rank": 1, "hyper_gate": True}, id="gated"),
+        pytest.param(
+            {
+                "synapse_depth": 4,
+                "hyper_layers": (0, 2),
+                "hyper_nlm_rank": 2,
+                "hyper_gate": True,
+                "nlm_layernorm": True,
+            },
+            id="a hyper level, hyper neurons, gated",
+        ),
+        pytest.param({"hyper_nlm_rank": 3, "nlm_deep": False}, id="hyper neurons, shallow"),
     ],
 )
 def test_the_model_is_the_formulas_of_the_paper(settings):

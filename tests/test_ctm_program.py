@@ -15,6 +15,13 @@ MODELS = [
     pytest.param({"synapse_depth": 3, "energy_hidden": 4}, id="U-Net and energy head"),
     pytest.param({"nlm_layernorm": True}, id="normalised neurons"),
     pytest.param({"nlm_deep": False, "memory": 1}, id="shallow neurons without memory"),
+    pytest.param({"synapse_depth": 3, "hyper_layers": "bottleneck", "hyper_rank": 3}, id="hyper bottleneck"),
+    pytest.param(
+        {"synapse_depth": 3, "hyper_layers": "all", "hyper_rank": 1, "hyper_nlm_rank": 1, "hyper_gate": True},
+        id="hyper synapses and neurons of rank 1, gated",
+    ),
+    pytest.param({"hyper_nlm_rank": 2, "nlm_layernorm": True}, id="hyper neurons, normalised"),
+    pytest.param({"hyper_nlm_rank": 2, "nlm_deep": False}, id="hyper neurons, shallow"),
     pytest.param({"neuron_selection": "first-last", "out_neurons": 5, "action_neurons": 4}, id="first-last"),
     pytest.param({"neuron_selection": "random", "out_neurons": 5, "action_neurons": 4}, id="random"),
     pytest.param({"out_dims": 12, "prediction_shape": (4, 3)}, id="structured prediction"),

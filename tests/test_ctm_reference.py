@@ -44,6 +44,12 @@ def arguments_of(settings: dict, **changes) -> argparse.Namespace:
         pytest.param({"backbone": "resnet18-2", "positional": "learnable-fourier"}, id="resnet18"),
         pytest.param({"backbone": "resnet50-1", "positional": "multi-learnable-fourier"}, id="resnet50"),
         pytest.param({"energy_hidden": 6, "dropout": 0.1, "nlm_dropout": 0.2}, id="energy head"),
+        pytest.param({"synapse_depth": 3, "hyper_layers": "bottleneck", "hyper_rank": 2}, id="hyper bottleneck"),
+        pytest.param(
+            {"synapse_depth": 3, "hyper_layers": (1,), "hyper_nlm_rank": 3, "nlm_layernorm": True, "hyper_gate": True},
+            id="a hyper level, hyper neurons, gated",
+        ),
+        pytest.param({"hyper_nlm_rank": 1, "nlm_deep": False}, id="hyper neurons, shallow"),
         pytest.param(
             {"backbone": "digit", "positional": "custom-rotational", "input_shape": (3, 8, 8), "input_mean": (0.4,),
              "input_std": (0.2,)}, id="our own backbone and normalisation",
@@ -60,6 +66,92 @@ def test_a_model_survives_the_way_out_and_back(tmp_path, settings):
     ours = model.state_dict()
     assert loaded.state_dict().keys() == ours.keys()
     assert [name for name, value in loaded.state_dict().items() if not torch.equal(value, ours[name])] == []
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_plain_weights_load_into_the_hyper_fork_without_hyper_layers_and_back(depth):
+    model = build(synapse_depth=depth)
+    settings, weights = to_reference(model, hyper=True)
+    assert settings["hyper_layers"] == "none"
+    assert settings["use_hyper_nlm"] is False
+    assert ("synapses.up_projections.1.linear.weight" in weights) == (depth > 1)
+    plain_settings, plain_weights = to_reference(model)
+    for some_settings, some_weights in ((settings, weights), (settings, plain_weights), (plain_settings, weights)):
+        loaded = from_reference(some_settings, some_weights)
+        assert loaded.config == model.config
+        assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_written_of_a_hyper_model_has_the_names_of_the_fork():
+    settings, weights = to_reference(build(synapse_depth=3, hyper_layers=(1,), hyper_rank=4, hyper_nlm_rank=2))
+    assert [settings[name] for name in ("hyper_layers", "hyper_rank", "use_hyper_nlm", "hyper_nlm_rank")] == [
+        [1], 4, True, 2,
+    ]  # fmt: skip
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    assert shapes["synapses.down_projections.0.linear.weight"] == (18, 20)
+    assert shapes["synapses.down_projections.1.linear.base_layer.weight"] == (16, 18)
+    assert shapes["synapses.down_projections.1.linear.head_u.weight"] == (16 * 4, 256)
+    assert shapes["synapses.up_projections.1.linear.head_v.bias"] == (16 * 4,)
+    assert shapes["trace_processor.layers.0.w1"] == (3, 4, 20)
+    assert shapes["trace_processor.layers.2.w1_base"] == (2, 2, 20)
+    assert shapes["trace_processor.layers.2.context_net.0.weight"] == (256, 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        pytest.param({"use_hyper": True}, ("bottleneck", 8, None), id="the synapse model alone"),
+        pytest.param({"use_hyper": True, "use_hyper_nlm": True}, ("bottleneck", 8, 4), id="neurons too"),
+        pytest.param({"use_hyper": False, "use_hyper_nlm": True}, ("none", 8, None), id="options of no use"),
+    ],
+)
+def test_the_scripts_of_the_hyper_fork_say_whether_their_options_count(tmp_path, arguments, expected):
+    layers, rank, nlm_rank = expected
+    model = build(synapse_depth=3, backbone="resnet18-1", hyper_layers=layers, hyper_rank=rank, hyper_nlm_rank=nlm_rank)
+    settings, weights = to_reference(model)
+    script = {"hyper_layers": "bottleneck", "hyper_rank": 8, "use_hyper_nlm": False, "hyper_nlm_rank": 4, **arguments}
+    torch.save({"model_state_dict": weights, "args": arguments_of(settings, **script)}, tmp_path / "hyper.pt")
+    assert load_reference(tmp_path / "hyper.pt").config == model.config
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        pytest.param({"hyper_rank": 8}, "bottleneck", id="the fork's default"),
+        pytest.param({"hyper_layers": {1}}, (1,), id="a set of levels"),
+        pytest.param({"hyper_layers": [1]}, (1,), id="a list of levels"),
+    ],
+)
+def test_hyper_layers_are_read_as_the_fork_would(settings, expected):
+    theirs, weights = to_reference(build(synapse_depth=3, hyper_layers="bottleneck"))
+    del theirs["hyper_layers"]
+    assert from_reference({**theirs, **settings}, weights).config.hyper_layers == expected
+
+
+def test_a_synapse_model_without_levels_has_no_hyper_layers_in_the_fork():
+    model = build()
+    settings, weights = to_reference(model)
+    assert from_reference({**settings, "hyper_layers": "all", "hyper_rank": 4}, weights).config == model.config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"hyper_rank": 4}, r"are down 1 of rank 2, up .*configuration's are down 1 of rank 4", id="rank"),
+        pytest.param({"hyper_layers": "up"}, r"are down 1 .*, up 1 .*configuration's are up 0 .*, up 1", id="layers"),
+        pytest.param({"hyper_layers": "none"}, r"are down 1 .*configuration's are none", id="none"),
+        pytest.param({"use_hyper_nlm": True}, r"configuration's are down 1 .*, neurons of rank 4, up 1", id="neurons"),
+        pytest.param({"hyper_layers": "middle"}, "hyper_layers must be one of .* got 'middle'", id="no such layers"),
+        pytest.param({"hyper_layers": [2]}, r"levels from 0 to .* 1, got \[2\]", id="no such level"),
+        pytest.param({"hyper_rank": "8"}, "hyper_rank must be a whole number .* got '8'", id="text for a rank"),
+        pytest.param({"use_hyper_nlm": 1}, "use_hyper_nlm must be true or false, got 1", id="a count for a truth"),
+        pytest.param({"hyper_rank": 10**30}, "of which no model can be made", id="absurd rank"),
+    ],
+)
+def test_hyper_settings_that_are_not_the_weights_are_named(change, message):
+    settings, weights = to_reference(build(synapse_depth=3, hyper_layers="bottleneck", hyper_rank=2))
+    with pytest.raises(ReferenceFormatError, match=message):
+        from_reference({**settings, **change}, weights)
 
 
 def test_what_is_written_has_the_names_of_the_reference(tmp_path):

@@ -39,6 +39,22 @@ MODELS: dict[str, dict[str, Any]] = {
         "out_dims": 21,
         "prediction_shape": (3, 7),
     },
+    "hyper synapses and neurons, gated": {
+        "width": 37,
+        "synapse_depth": 3,
+        "nlm_hidden": 5,
+        "hyper_layers": "all",
+        "hyper_rank": 3,
+        "hyper_nlm_rank": 2,
+        "hyper_gate": True,
+    },
+    "hyper bottleneck and neurons of rank 1, normalised neurons": {
+        "synapse_depth": 4,
+        "hyper_layers": "bottleneck",
+        "hyper_rank": 1,
+        "hyper_nlm_rank": 1,
+        "nlm_layernorm": True,
+    },
     # Longer sums than ONNX Runtime's matrix products take in one go.
     "many tokens, pairs and classes": {
         "in_channels": 150,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ctm.config import CTMConfig
+from ctm.hyper import LowRankChange
 from ctm.model import CTM
 from ctm.program import specify
 from export.build import Publication, build_bundle
@@ -43,6 +44,12 @@ def tiny_model(**overrides: Any) -> CTM:
         model.start_trace.normal_(0.0, 0.3)
         for sync in (model.action_sync, model.out_sync):
             sync.decay.uniform_(0.0, 1.5)
+        for module in model.modules():
+            if isinstance(module, LowRankChange):
+                # At the start it is zero, and all that it does would go unseen.
+                module.left.weight.normal_(0.0, 0.1)
+                module.left.bias.normal_(0.0, 0.1)
+                module.right.bias.normal_(0.0, 0.1)
     return model.eval()
 
 

@@ -16,6 +16,8 @@ def build_backbone(config: CTMConfig) -> nn.Module:
         return ShallowWide(config.in_channels)
     if config.backbone == "digit":
         return Digit(config.in_channels, config.attention_width)
+    if config.backbone == "lattice":
+        return Lattice(config.in_channels, config.attention_width)
     if config.backbone == "parity":
         return Parity(config.attention_width)
     return nn.Identity()
@@ -50,6 +52,23 @@ class Digit(nn.Module):
         self.layers = nn.Sequential(
             *(nn.Conv2d(in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2)),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        features: Tensor = self.layers(image)
+        return features
+
+
+class Lattice(nn.Module):
+    """One feature for each cell of a drawn lattice, [B, C, 2 n + 1, 2 m + 1] to [B, I, n, m]: a cell stands at odd
+    coordinates and sees the walls around it, then its neighbours. Local on purpose: the way through is for ticks to find.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(in_channels, channels, 3, stride=2), nn.BatchNorm2d(channels), nn.ReLU()),
+            *(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()),
         )
 
     def forward(self, image: Tensor) -> Tensor:

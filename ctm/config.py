@@ -9,7 +9,7 @@ Selection = Literal["first-last", "random", "random-pairing"]
 SELECTIONS: tuple[str, ...] = get_args(Selection)
 
 RESNETS = tuple(f"resnet{layers}-{stages}" for layers in (18, 34, 50, 101, 152) for stages in (1, 2, 3, 4))
-BACKBONES = (*RESNETS, "shallow-wide", "digit", "parity", "none")
+BACKBONES = (*RESNETS, "shallow-wide", "digit", "lattice", "parity", "none")
 
 PLANE_POSITIONALS = ("learnable-fourier", "multi-learnable-fourier", "custom-rotational")
 LINE_POSITIONALS = ("custom-rotational-1d",)

@@ -26,6 +26,10 @@ class FrontierPoint:
     """Standard deviation of the ticks used."""
     share_certain: float
     """Share of the rows that reached the threshold before their ticks were spent."""
+    whole: float | None = None
+    """Share of the answers that are right at every position; None where an answer has but one."""
+    bits_per_byte: float | None = None
+    """Of models of text."""
 
 
 def stopping(certainty_NT: Floats, threshold: float) -> tuple[Integers, Integers]:
@@ -52,18 +56,23 @@ def most_certain_accuracy(certainty_NT: Floats, correct_NT: Floats) -> float:
 
 
 def frontier(
-    certainty_NT: Floats, correct_NT: Floats, thresholds: Sequence[float] = THRESHOLDS
+    certainty_NT: Floats,
+    correct_NT: Floats,
+    thresholds: Sequence[float] = THRESHOLDS,
+    *,
+    whole_NT: Floats | None = None,
 ) -> tuple[FrontierPoint, ...]:
     """One point for each threshold.
 
     Args:
         correct_NT: 1 where the prediction at a tick is right, 0 where it is wrong; the share of right positions, for
             predictions that have several.
+        whole_NT: 1 where a prediction is right at every position; None leaves `whole` out of the points.
     """
-    return tuple(_point(certainty_NT, correct_NT, threshold) for threshold in thresholds)
+    return tuple(_point(certainty_NT, correct_NT, whole_NT, threshold) for threshold in thresholds)
 
 
-def _point(certainty_NT: Floats, correct_NT: Floats, threshold: float) -> FrontierPoint:
+def _point(certainty_NT: Floats, correct_NT: Floats, whole_NT: Floats | None, threshold: float) -> FrontierPoint:
     used_N, answer_N = stopping(certainty_NT, threshold)
     certain_N = np.clip(certainty_NT, 0.0, 1.0).max(axis=1) >= threshold
     return FrontierPoint(
@@ -72,6 +81,7 @@ def _point(certainty_NT: Floats, correct_NT: Floats, threshold: float) -> Fronti
         mean_ticks=float(used_N.mean()),
         ticks_deviation=float(used_N.std()),
         share_certain=float(certain_N.mean()),
+        whole=None if whole_NT is None else _accuracy(whole_NT, answer_N),
     )
 
 

@@ -236,9 +236,9 @@ def test_parity_is_judged_at_every_position(tmp_path: Path) -> None:
 
 def test_predictions_are_judged_at_every_tick() -> None:
     logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 2.0]]])
-    correct, confidence = judge_predictions(logits, torch.tensor([0, 1]), (2,))
-    assert correct.tolist() == [[1.0, 0.0], [1.0, 1.0]]
-    torch.testing.assert_close(confidence, torch.full((2, 2), math.exp(2) / (math.exp(2) + 1)))
+    marks = judge_predictions(logits, torch.tensor([0, 1]), (2,))
+    assert marks.correct.tolist() == marks.whole.tolist() == marks.unpadded.tolist() == [[1.0, 0.0], [1.0, 1.0]]
+    torch.testing.assert_close(marks.confidence, torch.full((2, 2), math.exp(2) / (math.exp(2) + 1)))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_by_name(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
-TaskName = Literal["digits", "mnist", "parity"]
+TaskName = Literal["digits", "mnist", "parity", "maze", "text"]
 MNIST_MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
@@ -63,6 +63,49 @@ class ParityConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MazeConfig:
+    """Options of the task `maze`."""
+
+    size: int = 5
+    """Cells at a side; the image has 2 x size + 1 pixels at a side."""
+    route: int = 32
+    """Positions of an answer: a move each, of one pixel. Mazes with a longer route are not drawn."""
+    shortest: int = 6
+    """Moves of the shortest route that is drawn."""
+    train_mazes: int = 100_000
+    """Mazes to learn from, each turned and mirrored in 8 ways; drawn when first asked for."""
+    held_out_rows: int = 2000
+    test_rows: int = 5000
+
+    def __post_init__(self) -> None:
+        check_range("task.maze.size", self.size, 2, 100)
+        longest = 2 * (self.size - 1)
+        # No spanning tree need hold a route longer than from corner to corner.
+        check_range("task.maze.shortest", self.shortest, 2, 2 * longest)
+        check_range("task.maze.route", self.route, self.shortest, math.inf)
+        for name in ("train_mazes", "held_out_rows", "test_rows"):
+            check_range(f"task.maze.{name}", getattr(self, name), 1, math.inf)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextConfig:
+    """Options of the task `text`."""
+
+    length: int = 128
+    """Tokens in one window."""
+    stride: int = 64
+    """Tokens from the beginning of one training window to the next. Held-out and test windows never overlap."""
+    held_out_rows: int | None = None
+    """How many held-out windows are watched while training, spread evenly over the split; all where unset."""
+
+    def __post_init__(self) -> None:
+        check_range("task.text.length", self.length, 1, math.inf)
+        check_range("task.text.stride", self.stride, 1, self.length)
+        if self.held_out_rows is not None:
+            check_range("task.text.held_out_rows", self.held_out_rows, 1, math.inf)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TaskConfig:
     """What is learned."""
 
@@ -70,12 +113,14 @@ class TaskConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mnist: MnistConfig = field(default_factory=MnistConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
+    maze: MazeConfig = field(default_factory=MazeConfig)
+    text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
         if self.name not in get_args(TaskName):
             raise ValueError(f"task.name must be one of {', '.join(get_args(TaskName))}, got {self.name!r}")
-        if self.name == "parity" and self.augment.active:
-            raise ValueError("task.augment makes variants of images; the task parity allows none")
+        if self.name in ("parity", "maze", "text") and self.augment.active:
+            raise ValueError(f"task.augment makes variants of single images; the task {self.name} allows none")
 
 
 def check_range(

@@ -4,22 +4,24 @@ The model learns from `train`. `held_out` is never learned from: it is watched w
 chosen on it. `test` is read once, at the end, for the numbers that are published.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-LossName = Literal["image", "parity"]
+LossName = Literal["image", "parity", "maze", "language"]
 
 
 class Batch(NamedTuple):
     """Some rows of a task."""
 
     inputs: Tensor
-    """float32 [rows, *input_shape], in the natural unit of the task: pixels are in [0, 1]."""
+    """[rows, *input_shape], in the natural unit of the task: float32, pixels in [0, 1]; int64 for tokens."""
     targets: Tensor
     """int64 [rows] for one label a row, [rows, positions] for one at every position."""
 
@@ -83,14 +85,21 @@ class Task:
     prediction_shape: tuple[int, ...]
     """Of one row; the last dimension runs over `labels`, those before it over positions."""
     labels: tuple[str, ...]
+    """Empty where they stand elsewhere: the names of tokens are in their tokenizer."""
     train: Rows
     held_out: Rows
     test: Rows
+    padding: int | None = None
+    """The label that fills up an answer shorter than its positions; None where every position counts."""
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     """Makes fresh variants of training inputs; None when the rows are learned from as they are."""
+    token_bytes: NDArray[np.int64] | None = None
+    """Of text: how many bytes each token of the vocabulary stands for."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Texts that a checkpoint carries along by the name of their file, such as a tokenizer."""
 
     def __post_init__(self) -> None:
-        assert self.prediction_shape[-1] == len(self.labels), "the last dimension of a prediction runs over the labels"
+        assert len(self.labels) in (0, self.prediction_shape[-1]), "a prediction's last dimension runs over the labels"
 
 
 def batches(rows: Rows, batch_size: int) -> Iterator[Batch]:

@@ -28,6 +28,12 @@ class Evaluation:
     certainty_by_tick: list[float]
     calibration_error_by_tick: list[float]
     frontier: tuple[FrontierPoint, ...]
+    whole: float | None = None
+    """Share of the rows that are right at every position at their most certain tick; None, as the next two, where an
+    answer has but one position."""
+    whole_by_tick: list[float] | None = None
+    unpadded_by_tick: list[float] | None = None
+    """Accuracy at the positions that do not only fill a shorter answer up."""
 
     @property
     def score(self) -> float:
@@ -36,37 +42,48 @@ class Evaluation:
 
     def scalars(self) -> dict[str, float]:
         """What is drawn over the course of a run."""
-        return {
+        scalars = {
             "accuracy": self.accuracy,
             "mean_answer_tick": self.mean_answer_tick,
             "accuracy_first_tick": self.accuracy_by_tick[0],
             "accuracy_last_tick": self.accuracy_by_tick[-1],
             "certainty_last_tick": self.certainty_by_tick[-1],
         }
+        return scalars if self.whole is None else scalars | {"whole": self.whole}
 
     def sentence(self) -> str:
         """For the log."""
-        return (
+        sentence = (
             f"held-out accuracy {self.accuracy:.4f} at the most certain tick, "
             f"{self.accuracy_by_tick[0]:.4f} at the first, {self.accuracy_by_tick[-1]:.4f} at the last"
         )
+        return sentence if self.whole is None else f"{sentence}; {self.whole:.2%} right as a whole"
 
 
-def evaluate(model: CTM, rows: Rows, batch_size: int, accelerator: Accelerator | None = None) -> Evaluation:
-    """Think about all rows for all ticks; of several processes each does its share, and all get the same numbers."""
+def evaluate(
+    model: CTM, rows: Rows, batch_size: int, accelerator: Accelerator | None = None, *, padding: int | None = None
+) -> Evaluation:
+    """Think about all rows for all ticks; of several processes each does its share, and all get the same numbers.
+
+    Args:
+        padding: the label that fills an answer up, as the task says.
+    """
+    positions = len(model.config.answer_shape) > 1
     if accelerator is None or accelerator.num_processes == 1:
-        return summarise(judge(model, rows, batch_size=batch_size))
+        return summarise(judge(model, rows, batch_size=batch_size, padding=padding), positions=positions)
     share = -(-len(rows) // accelerator.num_processes)
     first = accelerator.process_index * share
     # Past the end the last row is judged again, so that all shares are equally long; it is cut off below.
     mine = torch.arange(first, first + share).clamp(max=len(rows) - 1)
-    judged_N3T = torch.from_numpy(np.stack(judge(model, rows, batch_size=batch_size, indices=mine), axis=1))
-    everyone_N3T: Tensor = accelerator.gather(judged_N3T.to(accelerator.device))
-    return summarise(Judged(*everyone_N3T[: len(rows)].cpu().numpy().swapaxes(0, 1)))
+    judged = judge(model, rows, batch_size=batch_size, indices=mine, padding=padding)
+    judged_N5T = torch.from_numpy(np.stack(judged, axis=1))
+    everyone_N5T: Tensor = accelerator.gather(judged_N5T.to(accelerator.device))
+    return summarise(Judged(*everyone_N5T[: len(rows)].cpu().numpy().swapaxes(0, 1)), positions=positions)
 
 
-def summarise(judged: Judged) -> Evaluation:
-    correct_NT, certainty_NT, confidence_NT = judged
+def summarise(judged: Judged, *, positions: bool = False) -> Evaluation:
+    """The numbers of what was judged; `positions`: whether an answer has several."""
+    correct_NT, certainty_NT, confidence_NT, whole_NT, unpadded_NT = judged
     _, answer_N = stopping(certainty_NT, NEVER)
     return Evaluation(
         rows=len(answer_N),
@@ -75,5 +92,8 @@ def summarise(judged: Judged) -> Evaluation:
         accuracy_by_tick=correct_NT.mean(axis=0, dtype=np.float64).tolist(),
         certainty_by_tick=certainty_NT.astype(np.float64).mean(axis=0).tolist(),
         calibration_error_by_tick=calibration_error(confidence_NT, correct_NT).tolist(),
-        frontier=frontier(certainty_NT, correct_NT),
+        frontier=frontier(certainty_NT, correct_NT, whole_NT=whole_NT if positions else None),
+        whole=most_certain_accuracy(certainty_NT, whole_NT) if positions else None,
+        whole_by_tick=whole_NT.mean(axis=0, dtype=np.float64).tolist() if positions else None,
+        unpadded_by_tick=unpadded_NT.mean(axis=0, dtype=np.float64).tolist() if positions else None,
     )

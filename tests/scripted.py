@@ -4,12 +4,15 @@ Small, but a whole program: it encodes, has a state, and runs on the same slots 
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.backends.base import Backend
+from serving.chain import Chain
+from serving.events import Answer, Summary
 from serving.program import Program, TensorSpec
 from serving.request import AnswerRule, Request, StopPolicy, StreamPolicy
 
@@ -106,6 +109,28 @@ def script(
     }
 
 
+class ScriptedChain:
+    """Chains whose links are written down: each row's later thoughts, one script each."""
+
+    def __init__(self, *rows: list[dict[str, NDArray[Any]]], fails: str = "") -> None:
+        self.rows = rows
+        self.fails = fails
+        self.texts = [""] * len(rows)
+
+    def follow(self, answer: Answer) -> Mapping[str, NDArray[Any]] | None:
+        if self.fails == "follow":
+            raise RuntimeError("told to fail")
+        answer.text = f"{answer.link} "
+        self.texts[answer.row] += answer.text
+        links = self.rows[answer.row]
+        return links[answer.link] if answer.link < len(links) else None
+
+    def finish(self, summary: Summary) -> None:
+        if self.fails == "finish":
+            raise RuntimeError("told to fail")
+        summary.seed, summary.texts = 7, self.texts
+
+
 def request(
     *rows: dict[str, NDArray[Any]],
     request_id: str = "r",
@@ -116,6 +141,7 @@ def request(
     priority: int = 0,
     deadline: float = float("inf"),
     arrival: float = 0.0,
+    chain: Chain | None = None,
     **stop: Any,
 ) -> Request:
     """A request of one script a row; `stop` are fields of `StopPolicy`."""
@@ -130,4 +156,5 @@ def request(
         priority=priority,
         deadline=deadline,
         arrival=arrival,
+        chain=chain,
     )

@@ -15,27 +15,43 @@ MAX_WAITING = 12
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Submits, plans, ticks, cancels and lets time pass, and keeps its own books."""
+    """Submits, plans, ticks, follows up, parks, resumes, cancels and lets time pass, and keeps its own books."""
 
     @initialize(num_slots=st.integers(1, 5), admissions=st.integers(1, 4))
     def begin(self, num_slots: int, admissions: int) -> None:
         self.scheduler = Scheduler(num_slots=num_slots, max_waiting=MAX_WAITING, admissions_per_plan=admissions)
         self.now = 0.0
         self.left: dict[Request, set[int]] = {}  # request -> rows that have not ended
+        self.links: dict[tuple[Request, int], int] = {}  # row -> the link that it is at
+        self.parked: set[tuple[Request, int]] = set()
         self.slots: dict[int, tuple[Request, int]] = {}  # slot -> who runs there, by the plans' word
         self.ticks: dict[tuple[Request, int], int] = {}
         self.planned = 0
 
-    def close_books(self, ended: list[Ended]) -> None:
+    def close_books(self, ended: list[Ended], random: np.random.Generator | None = None) -> None:
+        """Strike out what ended.
+
+        Args:
+            random: says which rows go on with another link, and which of these are parked; none do without it.
+        """
         for end in ended:
             key = (end.thought.request, end.thought.row)
-            assert key[1] in self.left[key[0]], "a thought ends once"
-            self.left[key[0]].discard(key[1])
+            assert key[1] in self.left[key[0]], "a row ends once"
+            assert end.thought.link == self.links[key], "links follow one another"
             if end.slot is None:
                 assert key not in self.ticks, "only a thought that never ran ends without a slot"
+                self.parked.discard(key)
             else:
                 assert self.slots.pop(end.slot) == key, "a thought ends in the slot it was given"
                 assert end.ticks_used == self.ticks.pop(key)
+            if random is not None and random.uniform() < 0.4:
+                park = bool(random.uniform() < 0.4)
+                self.scheduler.follow(end.thought, {}, self.now, park=park)
+                self.links[key] += 1
+                if park:
+                    self.parked.add(key)
+            else:
+                self.left[key[0]].discard(key[1])
         self.left = {asked: rows for asked, rows in self.left.items() if rows}
 
     @rule(
@@ -56,6 +72,7 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             assert waiting + rows <= MAX_WAITING, "a request that does not fit is refused"
             self.left[asked] = set(range(rows))
+            self.links |= {(asked, row): 0 for row in range(rows)}
 
     @rule(seconds=st.integers(1, 3))
     def wait(self, seconds: int) -> None:
@@ -71,6 +88,16 @@ class AnyOrder(RuleBasedStateMachine):
         self.close_books(ended)
         assert self.scheduler.cancel(asked) == [], "cancelling twice does nothing"
 
+    @rule(data=st.data())
+    @precondition(lambda self: self.left)
+    def resume(self, data: st.DataObject) -> None:
+        asked = data.draw(st.sampled_from(list(self.left)))
+        waiting = self.scheduler.num_waiting
+        self.scheduler.resume(asked, self.now)
+        mine = {key for key in self.parked if key[0] is asked}
+        assert self.scheduler.num_waiting == waiting + len(mine), "all that was parked of a request waits, and no other"
+        self.parked -= mine
+
     @rule(seed=st.integers(0, 2**16), steps=st.integers(1, 3))
     def tick(self, seed: int, steps: int) -> None:
         random = np.random.default_rng(seed)
@@ -83,7 +110,7 @@ class AnyOrder(RuleBasedStateMachine):
             if n:
                 finite = random.uniform(size=n) > 0.05
                 ended, _ = self.scheduler.record(random.uniform(size=n).astype(np.float32), finite)
-                self.close_books(ended)
+                self.close_books(ended, random)
 
     def follow(self, plan: Plan) -> None:
         assert all(end.thought.request.deadline <= self.now for end in plan.expired)
@@ -98,17 +125,20 @@ class AnyOrder(RuleBasedStateMachine):
             assert target not in self.slots, "a move never lands on a running thought"
             self.slots[target] = self.slots.pop(source)
         assert set(self.slots) == set(range(plan.num_running)), "running thoughts fill the first slots"
-        assert not [key for key in self.slots.values() if key[0].deadline <= self.now], "nobody ticks past a deadline"
+        assert not [asked for asked in self.left if asked.deadline <= self.now], "nothing outlives its deadline"
         if self.scheduler.num_waiting and len(plan.admitted) < self.scheduler.admissions_per_plan:
             assert plan.num_running == self.scheduler.num_slots, "no slot stays free while a thought waits"
 
     @invariant()
     def every_thought_waits_or_runs(self) -> None:
         if hasattr(self, "scheduler"):
-            waiting = sum(len(rows) for rows in self.left.values()) - len(self.slots)
+            waiting = sum(len(rows) for rows in self.left.values()) - len(self.slots) - len(self.parked)
             assert self.scheduler.num_waiting == waiting
             assert self.scheduler.num_running == len(self.slots)
-            assert self.scheduler.idle == (not self.left)
+            assert self.scheduler.idle == (not waiting and not self.slots)
+            if self.scheduler.idle:
+                deadlines = [asked.deadline for asked, _ in self.parked]
+                assert self.scheduler.next_parked_deadline == min(deadlines, default=float("inf"))
             running = {(thought.request, thought.row) for thought in self.scheduler.running()}
             assert running == set(self.slots.values())
 
@@ -118,10 +148,12 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.scheduler.idle
             assert not self.left
             assert not self.slots
+            assert not self.parked
+            assert not self.scheduler._begun
 
 
 AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True)
-test_any_order_of_events_leaks_no_slot = AnyOrder.TestCase
+test_any_order_of_events_leaks_no_slot_and_ends_each_row_once = AnyOrder.TestCase
 
 
 @settings(deadline=None, derandomize=True)

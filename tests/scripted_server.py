@@ -1,4 +1,4 @@
-"""A Thinker on a real port, whose one model thinks what its input says."""
+"""A Thinker on a real port, whose one model thinks what its input says, or another scripted one."""
 
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +15,7 @@ from scripted import PROGRAM, TICKS, ScriptedBackend
 from protos import ctm_serving_pb2 as pb
 from protos import ctm_serving_pb2_grpc as pb_grpc
 from protos.ctm_bundle_pb2 import Manifest
+from serving.backends.base import Backend
 from serving.bundle import Bundle
 from serving.engine import Engine, StepReport
 from serving.errors import ServingError
@@ -43,7 +44,7 @@ class ScriptedServer:
     """What a test needs of a running server."""
 
     stub: "pb_grpc.ThinkerAsyncStub"
-    backend: ScriptedBackend
+    backend: Any
     runner: Runner
     reports: list[tuple[StepReport, int]]
     refusals: list[tuple[str, int, ServingError]]
@@ -65,6 +66,8 @@ class ScriptedServer:
 @asynccontextmanager
 async def scripted_server(
     *,
+    bundle: Bundle = BUNDLE,
+    backend: Backend | None = None,
     num_slots: int = 4,
     max_waiting: int = 64,
     max_rows: int = 16,
@@ -74,14 +77,14 @@ async def scripted_server(
     outbox_capacity: int = 64,
     margin: float = 0.02,
 ) -> AsyncIterator[ScriptedServer]:
-    backend = ScriptedBackend(num_slots, seconds_per_tick=seconds_per_tick)
+    backend = backend or ScriptedBackend(num_slots, seconds_per_tick=seconds_per_tick)
     scheduler = Scheduler(num_slots=num_slots, max_waiting=max_waiting, admissions_per_plan=8)
     engine = Engine(backend, scheduler, clock=time.monotonic, deadline_margin_seconds=margin)
     reports: list[tuple[StepReport, int]] = []
     refusals: list[tuple[str, int, ServingError]] = []
-    runner = Runner("script", engine, on_report=lambda *both: reports.append(both), outbox_capacity=outbox_capacity)
+    runner = Runner(bundle.name, engine, on_report=lambda *both: reports.append(both), outbox_capacity=outbox_capacity)
     models = Models()
-    models.add(Served(BUNDLE, runner, "scripted"))
+    models.add(Served(bundle, runner, "scripted"))
     server = grpc.aio.server()
     thinker = Thinker(
         models,

@@ -152,11 +152,13 @@ class ScriptedText(Backend):
         self.logits = logits
         self.seconds_per_tick = seconds_per_tick
         self.num_ticks = 0
+        self.sizes_seen: set[int] = set()
 
-    def _encode(self, rows: int) -> None:
-        tokens, length = self._inputs["tokens"][:rows], self._inputs["length"][:rows]
-        last = np.maximum(length - 1, 0)
-        self._encoded["last"][:rows] = tokens[np.arange(rows), last]
+    def _encode(self, rows: int, sizes: tuple[int, ...]) -> None:
+        arguments = self.arguments(rows, sizes)
+        self.sizes_seen.update(sizes)
+        last = np.maximum(arguments["length"] - 1, 0)
+        self._encoded["last"][:rows] = arguments["tokens"][np.arange(rows), last]
 
     def _tick(self, rows: int, side: int, details: bool) -> None:
         del details

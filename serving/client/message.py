@@ -185,7 +185,9 @@ def generate_message(
 def _tensor(name: str, values: ArrayLike) -> pb.Tensor:
     if isinstance(values, str | bytes):
         return text_message(name, [values])
-    if isinstance(values, Sequence) and values and all(isinstance(value, str | bytes) for value in values):
+    if isinstance(values, Sequence) and any(isinstance(value, str | bytes) for value in values):
+        if others := [value for value in values if not isinstance(value, str | bytes)]:
+            raise TypeError(f"input {name!r} holds texts and {others[0]!r}; expected texts alone")
         return text_message(name, cast(Sequence[str | bytes], values))
     array = np.asarray(values)
     are_texts = array.dtype.kind == "U" and array.ndim == 1

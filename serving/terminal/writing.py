@@ -38,7 +38,7 @@ class _Row:
 
 
 class Writing:
-    """The texts of one request, written to a console: the first as it comes, each of the others when the last has ended.
+    """The texts of one request, written to a console: the first as it comes, each other when the one before has ended.
 
     Args:
         model: with its version, `kjv/1`.

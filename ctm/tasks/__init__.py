@@ -4,9 +4,11 @@ from pathlib import Path
 
 from ctm.tasks.config import TaskConfig
 from ctm.tasks.digits import digits_task
+from ctm.tasks.maze import maze_task
 from ctm.tasks.mnist import mnist_task
 from ctm.tasks.parity import parity_task
 from ctm.tasks.task import Batch, LazyRows, Rows, Task, TensorRows
+from ctm.tasks.text import text_task
 
 __all__ = ["Batch", "LazyRows", "Rows", "Task", "TaskConfig", "TensorRows", "load_task"]
 
@@ -24,3 +26,7 @@ def load_task(config: TaskConfig, data_dir: Path | None = None) -> Task:
             return mnist_task(config, data_dir)
         case "parity":
             return parity_task(config)
+        case "maze":
+            return maze_task(config)
+        case "text":
+            return text_task(config, data_dir)

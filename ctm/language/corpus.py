@@ -24,6 +24,7 @@ from ctm.language.tokenizer import FILE_NAME, read_tokenizer, token_bytes
 
 FORMAT = 1
 DESCRIPTION = "corpus.json"
+DTYPES = ("uint16", "uint32")
 SPLITS = ("train", "held_out", "test")
 
 
@@ -165,6 +166,10 @@ def _read_description(folder: Path) -> CorpusDescription:
         raise CorpusError(f"{path}: {where}: {first['msg']}, got {first['input']!r}") from error
     if missing := [split for split in SPLITS if split not in description.splits]:
         raise CorpusError(f"{path} lacks the splits {', '.join(missing)}")
+    if description.dtype not in DTYPES:
+        raise CorpusError(f"{path}: dtype must be {' or '.join(DTYPES)}, got {description.dtype!r}")
+    if not 0 <= description.end_token < description.vocabulary:
+        raise CorpusError(f"{path}: end_token must lie in [0, {description.vocabulary}), got {description.end_token}")
     return description
 
 

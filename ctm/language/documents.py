@@ -46,7 +46,7 @@ def read_documents(path: Path, column: str, document_bytes: int) -> Iterator[str
                 raise CorpusError(f"{path} is empty")
             yield first
             yield from documents
-    except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowInvalid) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowException) as error:
         raise CorpusError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -81,6 +81,8 @@ def _rows(path: Path, file: IO[bytes], column: str) -> Iterator[str]:
     if column not in schema.names:
         raise CorpusError(f"{path} has no column {column!r}, its columns are {', '.join(schema.names)}")
     kind = schema.field(column).type
+    if pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise CorpusError(f"{path}: column {column!r} must hold strings, it holds {kind}")
     row = 0

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from ctm.language.corpus import FORMAT, SPLITS, CorpusDescription, SourceDescription, write_description
 from ctm.language.documents import read_documents
-from ctm.language.errors import CorpusError
+from ctm.language.errors import CorpusError, IngestError
 from ctm.language.shards import SplitWriter, dtype_for
 from ctm.language.tokenizer import (
     END_TOKEN,
@@ -72,22 +72,22 @@ class Ingestion:
 
     def __post_init__(self) -> None:
         if not self.files:
-            raise CorpusError("no files to read: name at least one text or Parquet file")
+            raise IngestError("no files to read: name at least one text or Parquet file")
         if self.vocabulary is not None and self.tokenizer is not None:
-            raise CorpusError("either --vocabulary or --tokenizer says which tokens there are, got both")
+            raise IngestError("either --vocabulary or --tokenizer says which tokens there are, got both")
         if self.vocabulary is not None and self.vocabulary < SMALLEST_VOCABULARY:
-            raise CorpusError(
+            raise IngestError(
                 f"--vocabulary must be at least {SMALLEST_VOCABULARY}, the bytes and the end token, "
                 f"got {self.vocabulary}"
             )
         for option, share in (("--held-out", self.held_out), ("--test", self.test)):
             if not 0 < share < 1:
-                raise CorpusError(f"{option} must lie in (0, 1), got {share}")
+                raise IngestError(f"{option} must lie in (0, 1), got {share}")
         if self.held_out + self.test >= 1:
-            raise CorpusError(f"--held-out and --test must leave a share to train on, got {self.held_out + self.test}")
+            raise IngestError(f"--held-out and --test must leave a share to train on, got {self.held_out + self.test}")
         for option, count in (("--document-bytes", self.document_bytes), ("--shard-tokens", self.shard_tokens)):
             if count < 1:
-                raise CorpusError(f"{option} must be at least 1, got {count}")
+                raise IngestError(f"{option} must be at least 1, got {count}")
 
     def split_of(self, document: int) -> str:
         """Where a document goes: by a hash of its number, so that it does not depend on the others."""
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ingestion = tyro.cli(Ingestion, args=list(arguments), prog=PROGRAM, description=DESCRIPTION)
         with _terminable():
             description = ingest(ingestion, shlex.join([PROGRAM, *arguments]))
-    except (CorpusError, OSError) as error:
+    except (CorpusError, IngestError, OSError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -133,16 +133,16 @@ def ingest(ingestion: Ingestion, command: str = "") -> CorpusDescription:
         command: what the user typed, kept in the corpus.
 
     Raises:
-        CorpusError: the files make no corpus, or the folder is there already.
+        CorpusError: the files make no corpus. IngestError: the folder is there already.
     """
     output = ingestion.output
     if output.exists():
-        raise CorpusError(f"{output} is there already; --output names a new folder")
+        raise IngestError(f"{output} is there already; --output names a new folder")
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     aside = output.absolute().parent / f".aside-{output.name}-{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     try:
+        aside.mkdir()
         description = _write(ingestion, aside, command)
         aside.rename(output)
     except BaseException:
@@ -230,9 +230,10 @@ class _Terminated(BaseException):
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """While entered, in the main thread, SIGTERM raises: what was begun is cleared away."""
+    """While entered, in the main thread, the first SIGTERM raises, so that what was begun is cleared away."""
 
     def terminate(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise _Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)

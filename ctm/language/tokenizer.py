@@ -56,6 +56,8 @@ def find_tokenizer(source: str) -> Tokenizer:
         CorpusError: there is none, or it is no byte-level BPE with an end token.
     """
     path = Path(source)
+    if path.suffix == ".json" and not path.exists():
+        raise CorpusError(f"there is no file {source}")
     tokenizer = _read_folder(path) if path.is_dir() else read_tokenizer(path if path.exists() else _fetch(source))
     try:
         token_bytes(tokenizer)
@@ -93,6 +95,8 @@ def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
     added = tokenizer.get_added_tokens_decoder()
     if END_TOKEN not in vocabulary:
         raise CorpusError(f"the tokenizer has no token {END_TOKEN}, which stands between documents")
+    if tokenizer.normalizer is not None:
+        raise CorpusError("the tokenizer changes text before it reads it: its normalizer must be null")
     if missing := _ALPHABET - vocabulary.keys():
         raise CorpusError(f"the tokenizer is no byte-level BPE: it has no token for {len(missing)} of the 256 bytes")
     if max(vocabulary.values()) >= len(vocabulary):

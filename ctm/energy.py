@@ -7,9 +7,14 @@ from math import inf
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ctm.frontier import Floats, Integers
+from ctm.judge import Judged, judge
+from ctm.model import CTM, Thoughts
+from ctm.tasks import Rows
 
 Booleans = NDArray[np.bool_]
 
@@ -53,6 +58,23 @@ class EnergyPoint:
     """Share of the rows that energy stopped."""
     share_certain: float
     """Share of the rows that certainty stopped."""
+
+
+def judge_with_energy(model: CTM, rows: Rows, *, padding: int | None = None) -> tuple[Judged, Floats | None]:
+    """What `judge` says, and the energies of the same thoughts, float32 [N, T]; None without an energy head."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, thoughts: Thoughts) -> None:
+        if thoughts.energies is not None:
+            found.append(thoughts.energies.float().cpu())
+
+    # Overheard, so that nobody thinks twice.
+    overhearing = model.register_forward_hook(keep)
+    try:
+        judged = judge(model, rows, padding=padding)
+    finally:
+        overhearing.remove()
+    return judged, torch.cat(found).numpy() if found else None
 
 
 def stop(certainty_NT: Floats, energy_NT: Floats, rule: StopRule) -> Stopped:
@@ -118,5 +140,6 @@ def _quantiles(values: Floats, count: int) -> tuple[float, ...]:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return ()
-    found: Sequence[float] = np.quantile(finite.astype(np.float64), np.linspace(0.0, 1.0, count + 1)[1:]).tolist()
+    shares = np.linspace(0.0, 1.0, count + 1)[1:]
+    found: Sequence[float] = np.quantile(finite.astype(np.float64), shares, method="inverted_cdf").tolist()
     return tuple(sorted({float(f"{value:.3g}") for value in found}))

@@ -1,11 +1,11 @@
 """The model card: `README.md` of a bundle, with front matter as Hugging Face reads it."""
 
 import json
-import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from export.card_energy import render_energy
 from export.manifest import CARD
+from export.markdown import code, columns_table, number, plain, table
 from export.plots import BY_TICK, CALIBRATION, FRONTIER, TICKS_USED
 from export.quality import Quality
 from protos.ctm_bundle_pb2 import Manifest, TensorSpec
@@ -24,6 +24,7 @@ def render_card(manifest: Manifest, quality: Quality | None) -> str:
         _introduction(manifest),
         _tensors(manifest),
         _not_measured() if quality is None else _quality(manifest, quality),
+        *([] if quality is None or quality.energy is None else [render_energy(quality.energy, quality.shipped)]),
         _origin(manifest),
         _agreement(manifest),
         _limits(manifest, quality),
@@ -54,11 +55,13 @@ def _pipeline(manifest: Manifest) -> str:
 
 
 def _introduction(manifest: Manifest) -> str:
-    task = f" for the task *{_plain(manifest.task)}*" if manifest.task else ""
+    task = f" for the task *{plain(manifest.task)}*" if manifest.task else ""
     stop = ""
     if manifest.stop.HasField("certainty_threshold"):
-        threshold = _g(manifest.stop.certainty_threshold)
+        threshold = number(manifest.stop.certainty_threshold)
         stop = f", and stops before that on the tick at which its certainty reaches {threshold}"
+        if manifest.stop.HasField("energy_threshold"):
+            stop += f" or its energy falls to {number(manifest.stop.energy_threshold)}"
     lines = [
         f"# {manifest.name}, version {manifest.version}",
         f"A Continuous Thought Machine ({PAPER}){task}, exported tick by tick: it thinks for up to {manifest.ticks} "
@@ -79,17 +82,17 @@ def _introduction(manifest: Manifest) -> str:
 
 def _tensors(manifest: Manifest) -> str:
     rows = [("in", spec) for spec in manifest.inputs] + [("out, each tick", spec) for spec in manifest.outputs]
-    table = _table(
+    tensors = table(
         ("", "tensor", "datatype", "shape of a row", ""),
         [(kind, f"`{spec.name}`", spec.datatype, str(list(spec.shape)), _note(spec)) for kind, spec in rows],
     )
-    labels = ", ".join(map(_plain, manifest.labels[:20])) + (" …" if len(manifest.labels) > 20 else "")
-    return f"## In and out\n\n{table}" + (f"\n\nClasses: {labels}." if labels else "")
+    labels = ", ".join(map(plain, manifest.labels[:20])) + (" …" if len(manifest.labels) > 20 else "")
+    return f"## In and out\n\n{tensors}" + (f"\n\nClasses: {labels}." if labels else "")
 
 
 def _note(spec: TensorSpec) -> str:
     if spec.HasField("minimum") and spec.HasField("maximum"):
-        return f"values in [{_g(spec.minimum)}, {_g(spec.maximum)}]"
+        return f"values in [{number(spec.minimum)}, {number(spec.maximum)}]"
     return spec.description
 
 
@@ -98,36 +101,20 @@ def _not_measured() -> str:
 
 
 def _quality(manifest: Manifest, quality: Quality) -> str:
-    shipped = quality.shipped
+    shipped, alone = quality.shipped, "" if quality.energy is None else " and energy stopping nothing"
     text = (
         f"Measured on {quality.rows:,} test rows. Thinking for all {manifest.ticks} ticks and answering at the most "
         f"certain one, **{quality.accuracy_most_certain:.2%}** are right. At the shipped threshold of "
-        f"{shipped.threshold:g}, **{shipped.accuracy:.2%}** are right after **{shipped.mean_ticks:.2f} ticks** on "
-        f"average (standard deviation {shipped.ticks_deviation:.2f}). {quality.rule} "
+        f"{shipped.threshold:g}{alone}, **{shipped.accuracy:.2%}** are right after **{shipped.mean_ticks:.2f} ticks** "
+        f"on average (standard deviation {shipped.ticks_deviation:.2f}). {quality.rule} "
         "A row that never reaches the threshold answers at its most certain tick."
     )
-    frontier = _table(
-        ("threshold", "accuracy", "mean ticks", "deviation of ticks", "share certain"),
-        [
-            (
-                f"**{point.threshold:g}** (shipped)" if point == shipped else f"{point.threshold:g}",
-                f"{point.accuracy:.2%}",
-                f"{point.mean_ticks:.2f}",
-                f"{point.ticks_deviation:.2f}",
-                f"{point.share_certain:.1%}",
-            )
-            for point in quality.frontier
-        ],
-    )
-    by_tick = _table(
-        ("tick", "accuracy", "mean certainty", "calibration error"),
-        [
-            (str(tick), f"{accuracy:.2%}", f"{certainty:.3f}", f"{error:.3f}")
-            for tick, (accuracy, certainty, error) in enumerate(
-                zip(quality.accuracy, quality.certainty, quality.calibration_error, strict=True), start=1
-            )
-        ],
-    )
+    if quality.whole:
+        assert shipped.whole is not None, "answers of several positions are counted whole as well"
+        text += (
+            f" Those are shares of positions: as a whole **{quality.whole_most_certain:.2%}** of the answers are right "
+            f"at the most certain tick, **{shipped.whole:.2%}** at the threshold."
+        )
     plots = "\n".join(
         f"![{words}]({name})"
         for words, name in (
@@ -138,27 +125,56 @@ def _quality(manifest: Manifest, quality: Quality) -> str:
         )
     )
     return (
-        f"## Quality\n\n{text}\n\n{frontier}\n\n{plots}\n\n{by_tick}\n\n"
+        f"## Quality\n\n{text}\n\n{_frontier(quality)}\n\n{plots}\n\n{_by_tick(quality)}\n\n"
         "Calibration error: expected distance of the predicted label's probability from accuracy, over 15 bins."
     )
+
+
+def _frontier(quality: Quality) -> str:
+    points, shipped = quality.frontier, quality.shipped
+    columns = {
+        "threshold": [
+            f"**{point.threshold:g}** (shipped)" if point == shipped else f"{point.threshold:g}" for point in points
+        ],
+        "accuracy": [f"{point.accuracy:.2%}" for point in points],
+        "whole answers": [f"{point.whole:.2%}" for point in points if point.whole is not None],
+        "bits a byte": [f"{point.bits_per_byte:.4f}" for point in points if point.bits_per_byte is not None],
+        "mean ticks": [f"{point.mean_ticks:.2f}" for point in points],
+        "deviation of ticks": [f"{point.ticks_deviation:.2f}" for point in points],
+        "share certain": [f"{point.share_certain:.1%}" for point in points],
+    }
+    return columns_table(columns)
+
+
+def _by_tick(quality: Quality) -> str:
+    columns = {
+        "tick": [str(tick) for tick in range(1, len(quality.accuracy) + 1)],
+        "accuracy": [f"{value:.2%}" for value in quality.accuracy],
+        "without padding": [f"{value:.2%}" for value in quality.unpadded],
+        "whole answers": [f"{value:.2%}" for value in quality.whole],
+        "bits a byte": [f"{value:.4f}" for value in quality.bits_per_byte],
+        "mean certainty": [f"{value:.3f}" for value in quality.certainty],
+        "calibration error": [f"{value:.3f}" for value in quality.calibration_error],
+    }
+    return columns_table(columns)
 
 
 def _origin(manifest: Manifest) -> str:
     provenance = manifest.provenance
     lines = ["## Where it comes from"]
-    lines.append(_code(*filter(None, (provenance.command, provenance.export_command))))
+    lines.append(code(*filter(None, (provenance.command, provenance.export_command))))
     facts = []
     if provenance.command:
         facts.append(("seed", str(provenance.seed)))
     facts += [("data", provenance.data), ("commit", provenance.commit), ("created", provenance.created)]
-    facts.append(("versions", ", ".join(f"{name} {number}" for name, number in sorted(provenance.versions.items()))))
-    lines.append("\n".join(f"- {name}: {_plain(value)}" for name, value in facts if value))
+    facts.append(("versions", ", ".join(f"{name} {release}" for name, release in sorted(provenance.versions.items()))))
+    lines.append("\n".join(f"- {name}: {plain(value)}" for name, value in facts if value))
     lines.append("In commands, absolute paths are shortened to their last part.")
     return "\n\n".join(lines)
 
 
 def _agreement(manifest: Manifest) -> str:
-    table = _table(
+    artefacts = table(
         ("backend", "one tick", "running freely", "equal stopping ticks", "rows"),
         [
             (
@@ -174,9 +190,9 @@ def _agreement(manifest: Manifest) -> str:
     agreement = manifest.artefacts[0].agreement
     counts = ", ".join(str(count) for count in agreement.row_counts)
     return (
-        f"## Agreement with the model as trained\n\n{table}\n\nLargest difference of any output or state tensor at any "
-        f"tick, over max(1, its largest value): after one tick from the model's own state, in batches of {counts} rows "
-        f"(at most {agreement.tolerance:g} is published), and with each side running on its own states. "
+        f"## Agreement with the model as trained\n\n{artefacts}\n\nLargest difference of any output or state tensor at "
+        f"any tick, over max(1, its largest value): after one tick from the model's own state, in batches of {counts} "
+        f"rows (at most {agreement.tolerance:g} is published), and with each side running on its own states. "
         "By tick in `manifest.json`."
     )
 
@@ -193,25 +209,3 @@ def _limits(manifest: Manifest, quality: Quality | None) -> str:
     if quality is None:
         limits.insert(0, "Its accuracy and calibration were not measured.")
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Text from elsewhere on one line, with nothing in it that Markdown or HTML would act on."""
-    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))
-
-
-def _code(*lines: str) -> str:
-    """Commands in a fence, one that nothing in them can close."""
-    text = "\n".join(lines)
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}sh\n{text}\n{fence}"
-
-
-def _g(value: float) -> str:
-    """A float32 as people write it: 0.8, not 0.800000012."""
-    return f"{value:.6g}"

@@ -13,9 +13,10 @@ from ctm.checkpoint import CheckpointError
 from ctm.reference import ReferenceFormatError
 from export.build import Publication, build_bundle
 from export.bundle import check_name
+from export.energy import energy_margin
 from export.errors import ExportError
 from export.interrupt import Terminated, terminable
-from export.quality import Quality, measure_on_task
+from export.quality import Quality, Wishes, measure_on_task
 from export.settings import MOST_TICKS, Command, StopOptions
 from export.source import Source, from_checkpoint, from_reference, portable, random_inputs
 
@@ -68,7 +69,7 @@ def run(command: Command, typed: str) -> Path:
         certainty_threshold=measured.threshold,
         abstain_below=stop.abstain_below,
         patience=stop.patience,
-        energy_threshold=stop.energy_threshold,
+        energy_threshold=measured.energy_threshold,
         energy_delta=stop.energy_delta,
         description=command.description,
         command=typed,
@@ -86,6 +87,7 @@ class _Measured:
     inputs: Tensor
     """Rows to compare artefacts and eager on."""
     threshold: float | None
+    energy_threshold: float | None
     quality: Quality | None = None
 
 
@@ -130,10 +132,15 @@ def _name(command: Command, source: Source) -> str:
 
 
 def _measure(command: Command, source: Source) -> _Measured:
-    """The model's quality, the threshold to ship, and the rows to compare on: from its task, if its data is at hand."""
+    """Quality, the thresholds to ship, and the rows to compare on: from the model's task, if its data is at hand."""
     if command.without_quality or not source.config:
         rows = min(command.agreement_rows, REFERENCE_ROWS)
-        return _Measured(source=source, inputs=random_inputs(source, rows), threshold=command.stop.threshold)
+        return _Measured(
+            source=source,
+            inputs=random_inputs(source, rows),
+            threshold=command.stop.threshold,
+            energy_threshold=command.stop.energy_threshold,
+        )
     if "task" not in source.config:
         raise ExportError("the checkpoint does not say what its task is; --without-quality exports without measuring")
     data_dir = _trained_on(source) if command.data_dir is None else command.data_dir
@@ -141,13 +148,23 @@ def _measure(command: Command, source: Source) -> _Measured:
         source.model,
         source.config["task"],
         data_dir,
-        threshold=command.stop.threshold,
-        max_accuracy_loss=command.stop.max_accuracy_loss / 100,
+        wishes=Wishes(
+            threshold=command.stop.threshold,
+            energy_threshold=command.stop.energy_threshold,
+            energy_delta=command.stop.energy_delta,
+            max_accuracy_loss=command.stop.max_accuracy_loss / 100,
+        ),
+        energy_margin=energy_margin(source.config),
         rows=command.agreement_rows,
         say=_say,
     )
-    source = dataclasses.replace(source, data=data)
-    return _Measured(source=source, inputs=inputs, threshold=quality.shipped.threshold, quality=quality)
+    return _Measured(
+        source=dataclasses.replace(source, data=data),
+        inputs=inputs,
+        threshold=quality.shipped.threshold,
+        energy_threshold=None if quality.energy is None else quality.energy.threshold,
+        quality=quality,
+    )
 
 
 def _trained_on(source: Source) -> Path | None:

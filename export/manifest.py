@@ -2,13 +2,16 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from pathlib import Path
 
 from google.protobuf import json_format
 
 from ctm import program as ctm_program
+from ctm.energy import EnergyPoint
 from ctm.frontier import FrontierPoint
 from export.agreement import Agreement
+from export.energy import EnergyQuality
 from export.quality import Quality
 from export.source import Source
 from protos import ctm_bundle_pb2 as bundle
@@ -73,6 +76,11 @@ def describe_quality(quality: Quality) -> bundle.Quality:
         calibration_error=quality.calibration_error,
         accuracy_most_certain=quality.accuracy_most_certain,
         frontier=[_frontier(point) for point in quality.frontier],
+        whole=quality.whole,
+        whole_most_certain=quality.whole_most_certain,
+        bits_per_byte=quality.bits_per_byte,
+        bits_per_byte_most_certain=quality.bits_per_byte_most_certain,
+        energy=None if quality.energy is None else _energy(quality.energy),
     )
 
 
@@ -112,6 +120,35 @@ def _frontier(point: FrontierPoint) -> bundle.Frontier:
         accuracy=point.accuracy,
         mean_ticks=point.mean_ticks,
         ticks_deviation=point.ticks_deviation,
+        share_certain=point.share_certain,
+        whole=point.whole,
+        bits_per_byte=point.bits_per_byte,
+    )
+
+
+def _energy(energy: EnergyQuality) -> bundle.EnergyQuality:
+    return bundle.EnergyQuality(
+        energy=energy.energy,
+        separation=energy.separation,
+        certainty_separation=energy.certainty_separation,
+        calibration_error=energy.calibration_error,
+        margin=energy.margin or 0.0,
+        threshold_frontier=[_energy_frontier(point) for point in energy.thresholds],
+        delta_frontier=[_energy_frontier(point) for point in energy.deltas],
+        shipped=_energy_frontier(energy.shipped),
+    )
+
+
+def _energy_frontier(point: EnergyPoint) -> bundle.EnergyFrontier:
+    rule = point.rule
+    return bundle.EnergyFrontier(
+        energy_threshold=rule.energy if isfinite(rule.energy) else None,
+        energy_delta=rule.delta or None,
+        certainty_threshold=rule.certainty if isfinite(rule.certainty) else None,
+        accuracy=point.accuracy,
+        mean_ticks=point.mean_ticks,
+        ticks_deviation=point.ticks_deviation,
+        share_energy=point.share_energy,
         share_certain=point.share_certain,
     )
 

@@ -11,15 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ctm.frontier import stopping
+from ctm.frontier import Floats
+from export.energy import EnergyQuality
 from export.quality import Quality
 
 BY_TICK, FRONTIER, CALIBRATION, TICKS_USED = "by_tick.png", "frontier.png", "calibration.png", "ticks_used.png"
+ENERGY_FRONTIER, ENERGY_BY_TICK = "energy_frontier.png", "energy_by_tick.png"
 _BINS = 15
 
 
 def write_plots(quality: Quality, folder: Path) -> None:
-    """Draw all four into a folder."""
+    """Draw all into a folder: four, and two more of a model with an energy head."""
     with _axes(folder / BY_TICK) as axes:
         _draw_by_tick(axes, quality)
     with _axes(folder / FRONTIER) as axes:
@@ -28,6 +30,11 @@ def write_plots(quality: Quality, folder: Path) -> None:
         _draw_calibration(axes, quality)
     with _axes(folder / TICKS_USED) as axes:
         _draw_ticks_used(axes, quality)
+    if quality.energy is not None:
+        with _axes(folder / ENERGY_FRONTIER) as axes:
+            _draw_energy_frontier(axes, quality, quality.energy)
+        with _axes(folder / ENERGY_BY_TICK) as axes:
+            _draw_energy_by_tick(axes, quality.judged.correct, quality.energy)
 
 
 def _draw_by_tick(axes: Axes, quality: Quality) -> None:
@@ -52,8 +59,8 @@ def _draw_frontier(axes: Axes, quality: Quality) -> None:
 
 
 def _draw_calibration(axes: Axes, quality: Quality) -> None:
-    """Confidence against accuracy of the answers at the shipped threshold."""
-    _, answer_N = stopping(quality.judged.certainty, quality.shipped.threshold)
+    """Confidence against accuracy of the answers under the rules that ship."""
+    _, answer_N = quality.stopped()
     rows_N = np.arange(len(answer_N))
     confidence_N, correct_N = quality.judged.confidence[rows_N, answer_N], quality.judged.correct[rows_N, answer_N]
     bin_N = np.clip((confidence_N * _BINS).astype(np.int64), 0, _BINS - 1)
@@ -63,18 +70,50 @@ def _draw_calibration(axes: Axes, quality: Quality) -> None:
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
     axes.scatter(mean_confidence, mean_correct, s=12 + 120 * count[filled] / len(rows_N), label="answers (area: rows)")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.set_title(f"Calibration at threshold {quality.shipped.threshold:g}")
+    axes.set_title(f"Calibration {_shipped(quality)}")
     axes.legend(loc="upper left")
 
 
 def _draw_ticks_used(axes: Axes, quality: Quality) -> None:
-    used_N, _ = stopping(quality.judged.certainty, quality.shipped.threshold)
+    used_N, _ = quality.stopped()
     ticks = quality.judged.certainty.shape[1]
     axes.bar(np.arange(1, ticks + 1), np.bincount(used_N, minlength=ticks + 1)[1:] / len(used_N))
-    axes.axvline(quality.shipped.mean_ticks, color="tab:red", linestyle=":", label="mean")
+    axes.axvline(used_N.mean(), color="tab:red", linestyle=":", label="mean")
     axes.set(xlabel="ticks used", ylabel="share of rows")
-    axes.set_title(f"Ticks used at threshold {quality.shipped.threshold:g}")
+    axes.set_title(f"Ticks used {_shipped(quality)}")
     axes.legend(loc="upper right")
+
+
+def _draw_energy_frontier(axes: Axes, quality: Quality, energy: EnergyQuality) -> None:
+    """What each rule alone costs and saves, and where the rules that ship together stand."""
+    for name, points in (
+        ("certainty threshold", quality.frontier),
+        ("energy threshold", energy.thresholds),
+        ("energy settled", energy.deltas),
+    ):
+        along = sorted((point.mean_ticks, point.accuracy) for point in points)
+        axes.plot(*zip(*along, strict=True), marker=".", label=f"{name} alone")
+    shipped = energy.shipped
+    axes.plot(shipped.mean_ticks, shipped.accuracy, marker="o", color="tab:red", linestyle="", label="shipped")
+    axes.axhline(quality.accuracy_most_certain, color="grey", linestyle=":", label="most certain of all ticks")
+    axes.set(xlabel="mean ticks", ylabel="accuracy", title="Stopping by certainty and by energy")
+    axes.legend(loc="lower right")
+
+
+def _draw_energy_by_tick(axes: Axes, correct_NT: Floats, energy: EnergyQuality) -> None:
+    """The mean energy of right and of wrong predictions, and how well it tells them apart."""
+    ticks, right_NT = np.arange(1, correct_NT.shape[1] + 1), correct_NT == 1
+    for name, which_NT, colour in (("right", right_NT, "tab:green"), ("wrong", ~right_NT, "tab:orange")):
+        mean_T = np.ma.masked_array(energy.energies, ~which_NT).mean(axis=0).filled(np.nan)
+        axes.plot(ticks, mean_T, marker=".", color=colour, label=f"mean energy where {name}")
+    axes.set(xlabel="tick", ylabel="energy", title="Energy of right and wrong predictions")
+    axes.legend(loc="upper right")
+
+
+def _shipped(quality: Quality) -> str:
+    if quality.energy is None:
+        return f"at threshold {quality.shipped.threshold:g}"
+    return "under the rules that ship"
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 # Shapes: N rows, T ticks.
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,30 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ctm.calibration import calibration_error
-from ctm.frontier import THRESHOLDS, FrontierPoint, frontier, most_certain_accuracy
-from ctm.judge import Judged, judge
+from ctm.energy import StopRule, judge_with_energy, stop
+from ctm.frontier import (
+    THRESHOLDS,
+    Floats,
+    FrontierPoint,
+    Integers,
+    frontier,
+    most_certain_accuracy,
+    stopping,
+)
+from ctm.judge import Judged
 from ctm.model import CTM
 from ctm.tasks import Task, TaskConfig, load_task
 from ctm.tasks.fetch import FetchError
 from ctm.tasks.idx import IdxError
 from export.agreement import ROW_COUNTS
+from export.energy import EnergyQuality, choose_energy, measure_energy
 from export.errors import ExportError
 
 CANDIDATES = (*(round(0.5 + 0.01 * index, 2) for index in range(50)), 0.995, 0.999, 1.0)
 """Thresholds that may be shipped."""
+
+_Thoughts = tuple[Judged, Floats | None]
+"""Of some rows: what they were judged to be, and their energies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +54,41 @@ class Quality:
     frontier: tuple[FrontierPoint, ...]
     """What a threshold buys; the shipped one is among them."""
     shipped: FrontierPoint
+    """At the shipped threshold, energy stopping nothing."""
     rule: str
     """How the shipped threshold was chosen: a sentence."""
     judged: Judged
     """For the plots."""
+    whole: tuple[float, ...] = ()
+    """By tick, where an answer has several positions: the share of rows that are right at every one."""
+    whole_most_certain: float = 0.0
+    unpadded: tuple[float, ...] = ()
+    """By tick: accuracy at the positions that do not only fill a shorter answer up, where some do."""
+    bits_per_byte: tuple[float, ...] = ()
+    """By tick, of models of text."""
+    bits_per_byte_most_certain: float = 0.0
+    energy: EnergyQuality | None = None
+    """Of a model with an energy head."""
+
+    def stopped(self) -> tuple[Integers, Integers]:
+        """When each row stops under the rules that ship, and which tick answers, as `stopping` says it."""
+        if self.energy is None:
+            return stopping(self.judged.certainty, self.shipped.threshold)
+        stopped = stop(self.judged.certainty, self.energy.energies, self.energy.shipped.rule)
+        return stopped.used, stopped.answer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """What the exported model shall stop at; None where it is to be found."""
+
+    threshold: float | None = None
+    """Certainty."""
+    energy_threshold: float | None = None
+    energy_delta: float | None = None
+    """Never chosen: None ships none."""
+    max_accuracy_loss: float = 0.0
+    """As a share."""
 
 
 def measure_on_task(
@@ -51,17 +96,17 @@ def measure_on_task(
     settings: Mapping[str, Any],
     data_dir: Path | None,
     *,
-    threshold: float | None,
-    max_accuracy_loss: float,
+    wishes: Wishes,
     rows: int,
     say: Callable[[str], None],
+    energy_margin: float | None = None,
 ) -> tuple[Quality, Tensor, str]:
-    """Choose a threshold on held-out rows, unless one is given, and measure the model on the test rows.
+    """Choose thresholds on held-out rows, unless they are given, and measure the model on the test rows.
 
     Args:
         settings: of the task, as the checkpoint's config.json holds them.
-        max_accuracy_loss: as a share.
         rows: how many held-out inputs to return.
+        energy_margin: that the model was trained with, where it is known.
         say: is told what was found.
 
     Returns:
@@ -73,19 +118,22 @@ def measure_on_task(
     try:
         task = open_task(settings, data_dir)
         _check_task(task, model)
-        rule = "The threshold was given, not chosen."
-        if threshold is None:
-            threshold = choose_threshold(judge(model, task.held_out), max_accuracy_loss)
-            rule = (
-                f"It was chosen on {len(task.held_out):,} training rows held out of training: the smallest from which "
-                f"on accuracy there stays within {100 * max_accuracy_loss:g} points of the most certain tick's."
-            )
+        held_out = cache(lambda: judge_with_energy(model, task.held_out, padding=task.padding))
+        positions = len(task.prediction_shape) > 1
+        threshold, rule = _certainty_rule(wishes, held_out, positions)
         say(f"certainty threshold {threshold:g}; judging {len(task.test):,} test rows of {task.name}")
-        quality = measure_quality(judge(model, task.test), threshold, rule)
+        judged, energy_NT = judge_with_energy(model, task.test, padding=task.padding)
+        quality = measure_quality(judged, threshold, rule, positions=positions)
+        if task.padding is not None:
+            quality = replace(quality, unpadded=_by_tick(judged.unpadded))
+        if energy_NT is not None:
+            stop_rule, energy_rule = _energy_rule(wishes, held_out, threshold)
+            energy = measure_energy(judged, energy_NT, stop_rule, energy_margin, energy_rule)
+            quality = replace(quality, energy=energy)
         inputs, _ = task.held_out.take(torch.arange(min(rows, len(task.held_out))))
     except (FetchError, IdxError, OSError) as error:
         raise ExportError(f"the task's data: {error}; --without-quality exports without it") from error
-    shipped = quality.shipped
+    shipped = quality.shipped if quality.energy is None else quality.energy.shipped
     say(f"test accuracy {shipped.accuracy:.2%} after {shipped.mean_ticks:.2f} ticks on average")
     return quality, inputs, describe_data(task)
 
@@ -124,6 +172,38 @@ def _check_task(task: Task, model: CTM) -> None:
         )
 
 
+def _certainty_rule(wishes: Wishes, held_out: Callable[[], _Thoughts], positions: bool) -> tuple[float, str]:
+    """The threshold that ships, and how it was found."""
+    if wishes.threshold is not None:
+        return wishes.threshold, "The threshold was given, not chosen."
+    judged, _ = held_out()
+    what = "accuracy and the share of whole answers there stay" if positions else "accuracy there stays"
+    return choose_threshold(judged, wishes.max_accuracy_loss), (
+        f"It was chosen on {len(judged.correct):,} training rows held out of training: the smallest from which on "
+        f"{what} within {100 * wishes.max_accuracy_loss:g} points of the most certain tick's."
+    )
+
+
+def _energy_rule(wishes: Wishes, held_out: Callable[[], _Thoughts], certainty: float) -> tuple[StopRule, str]:
+    """All rules that ship with this certainty threshold, and how energy's threshold was found."""
+    delta = wishes.energy_delta or 0.0
+    if wishes.energy_threshold is not None:
+        rule = StopRule(certainty=certainty, energy=wishes.energy_threshold, delta=delta)
+        return rule, "The energy threshold was given, not chosen."
+    judged, energy_NT = held_out()
+    assert energy_NT is not None, "a model that has energies on test rows has them on held-out rows"
+    chosen = choose_energy(judged, energy_NT, wishes.max_accuracy_loss, certainty)
+    if chosen is None:
+        return StopRule(certainty=certainty, delta=delta), (
+            "No energy threshold ships: on the held-out rows every one costs more than "
+            f"{100 * wishes.max_accuracy_loss:g} points."
+        )
+    return StopRule(certainty=certainty, energy=chosen, delta=delta), (
+        "The energy threshold was chosen on the same rows: the largest up to which accuracy there stays within "
+        f"{100 * wishes.max_accuracy_loss:g} points, alone and beside the certainty threshold."
+    )
+
+
 def describe_data(task: Task) -> str:
     return (
         f"{task.name}: {len(task.train):,} training rows, {len(task.held_out):,} held-out training rows, "
@@ -135,29 +215,43 @@ def choose_threshold(held_out: Judged, max_accuracy_loss: float) -> float:
     """The smallest threshold that costs little, and than which no larger one costs more.
 
     Args:
-        max_accuracy_loss: most that may be lost, as a share, against answering at the most certain of all ticks.
+        max_accuracy_loss: most that may be lost, as a share, against answering at the most certain of all ticks: of
+            accuracy, and of the share of answers that are right at every position.
     """
-    enough = most_certain_accuracy(held_out.certainty, held_out.correct) - max_accuracy_loss
+    certainty_NT, correct_NT, whole_NT = held_out.certainty, held_out.correct, held_out.whole
+    enough = most_certain_accuracy(certainty_NT, correct_NT) - max_accuracy_loss
+    enough_whole = most_certain_accuracy(certainty_NT, whole_NT) - max_accuracy_loss
     chosen = CANDIDATES[-1]
-    for point in reversed(frontier(held_out.certainty, held_out.correct, CANDIDATES)):
-        if point.accuracy < enough:
+    for point in reversed(frontier(certainty_NT, correct_NT, CANDIDATES, whole_NT=whole_NT)):
+        assert point.whole is not None, "a frontier counts the whole answers that it is given"
+        if point.accuracy < enough or point.whole < enough_whole:
             break
         chosen = point.threshold
     return chosen
 
 
-def measure_quality(judged: Judged, threshold: float, rule: str) -> Quality:
-    """Sum up the test rows; `threshold` is the one that is shipped, `rule` says why."""
+def measure_quality(judged: Judged, threshold: float, rule: str, *, positions: bool = False) -> Quality:
+    """Sum up the test rows; `threshold` is the one that is shipped, `rule` says why.
+
+    Args:
+        positions: whether an answer has several.
+    """
     thresholds = sorted({*THRESHOLDS, threshold})
-    points = frontier(judged.certainty, judged.correct, thresholds)
+    points = frontier(judged.certainty, judged.correct, thresholds, whole_NT=judged.whole if positions else None)
     return Quality(
         rows=len(judged.correct),
-        accuracy=tuple(judged.correct.mean(axis=0, dtype=np.float64).tolist()),
-        certainty=tuple(judged.certainty.mean(axis=0, dtype=np.float64).tolist()),
+        accuracy=_by_tick(judged.correct),
+        certainty=_by_tick(judged.certainty),
         calibration_error=tuple(calibration_error(judged.confidence, judged.correct).tolist()),
         accuracy_most_certain=most_certain_accuracy(judged.certainty, judged.correct),
         frontier=points,
         shipped=points[thresholds.index(threshold)],
         rule=rule,
         judged=judged,
+        whole=_by_tick(judged.whole) if positions else (),
+        whole_most_certain=most_certain_accuracy(judged.certainty, judged.whole) if positions else 0.0,
     )
+
+
+def _by_tick(values_NT: Floats) -> tuple[float, ...]:
+    return tuple(values_NT.mean(axis=0, dtype=np.float64).tolist())

@@ -27,12 +27,13 @@ class StopOptions:
     threshold: Certainty = None
     """Certainty at which a thought stops; not given: chosen on held-out training rows."""
     max_accuracy_loss: Annotated[float, arg(metavar="POINTS")] = 0.3
-    """The threshold chosen is the smallest from which on held-out accuracy stays within this many percentage points of
-    answering at the most certain tick of all."""
+    """Thresholds are chosen so that held-out accuracy stays within this many percentage points of answering at the most
+    certain tick of all: of certainty the smallest, of energy the largest."""
     patience: Count = None
     """A certain thought stops only when its top prediction has stayed the same over this many ticks."""
     energy_threshold: Number = None
-    """Energy at or below which a thought stops; for models with an energy head."""
+    """Energy at or below which a thought stops, for models with an energy head; not given: chosen on held-out training
+    rows."""
     energy_delta: Number = None
     """A thought stops when its energy changes by less than this; for models with an energy head."""
     abstain_below: Certainty = None

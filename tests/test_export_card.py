@@ -3,6 +3,7 @@
 import pytest
 
 from export.card import render_card
+from export.markdown import columns_table
 from protos.ctm_bundle_pb2 import Agreement, Artefact, Manifest, Provenance, TensorSpec
 
 
@@ -52,3 +53,12 @@ def test_nothing_in_a_command_ends_its_block() -> None:
     card = _card(command="ctm-train '```", export_command="ctm-export x")
     begin = card.index("````sh")
     assert card[begin : begin + 4] == ["````sh", "ctm-train '```", "ctm-export x", "````"]
+
+
+def test_a_table_leaves_out_columns_without_cells() -> None:
+    assert columns_table({"tick": ["1", "2"], "whole": [], "accuracy": ["50%", "60%"]}).splitlines() == [
+        "| tick | accuracy |",
+        "| --- | --- |",
+        "| 1 | 50% |",
+        "| 2 | 60% |",
+    ]

@@ -13,14 +13,15 @@ from ctm.model import CTM
 from ctm.tasks import TensorRows
 from export import quality as export_quality
 from export.errors import ExportError
-from export.quality import choose_threshold, measure_on_task, measure_quality, open_task
+from export.manifest import describe_quality
+from export.quality import Wishes, choose_threshold, measure_on_task, measure_quality, open_task
 
 SAYING = "Because."
 
 
 def _judged(certainty: list[list[float]], correct: list[list[float]]) -> Judged:
-    certainty_NT = np.array(certainty, np.float32)
-    return Judged(np.array(correct, np.float32), certainty_NT, certainty_NT)
+    certainty_NT, correct_NT = np.array(certainty, np.float32), np.array(correct, np.float32)
+    return Judged(correct_NT, certainty_NT, certainty_NT, whole=correct_NT, unpadded=correct_NT)
 
 
 # Four rows of three ticks, ever more certain. At the first tick one is right, at the second three, at the third all.
@@ -50,6 +51,20 @@ def test_where_every_threshold_loses_too_much_none_but_full_certainty_stops_a_th
     assert choose_threshold(never, 0.0) == 1.0
 
 
+def test_answers_of_several_positions_must_also_be_right_as_a_whole() -> None:
+    # At the second tick a twentieth of the positions is wrong, but half of the whole answers.
+    positions = _judged([[0.55, 0.75, 0.92]] * 2, [[0, 0.9, 1], [0, 1, 1]])
+    positions = positions._replace(whole=np.array([[0, 0, 1], [0, 1, 1]], np.float32))
+    assert choose_threshold(positions._replace(whole=positions.correct), 0.1) == 0.56, "by positions alone"
+    assert choose_threshold(positions, 0.1) == 0.76
+    quality = measure_quality(positions, 0.7, SAYING, positions=True)
+    assert (quality.whole, quality.whole_most_certain) == ((0.0, 0.5, 1.0), 1.0)
+    assert quality.shipped.whole == 0.5
+    described = describe_quality(quality)
+    assert (list(described.whole), described.whole_most_certain) == ([0.0, 0.5, 1.0], 1.0)
+    assert [point.whole for point in described.frontier if point.certainty_threshold == 0.7] == [0.5]
+
+
 def test_quality_sums_up_every_tick_and_every_threshold() -> None:
     quality = measure_quality(RISING, 0.7, SAYING)
     assert quality.rows == 4
@@ -59,6 +74,7 @@ def test_quality_sums_up_every_tick_and_every_threshold() -> None:
     assert quality.accuracy_most_certain == 1.0
     assert [point.threshold for point in quality.frontier] == sorted({*THRESHOLDS, 0.7})
     shipped = quality.shipped
+    assert (quality.whole, shipped.whole) == ((), None), "an answer has one position"
     assert (shipped.threshold, shipped.accuracy, shipped.mean_ticks, shipped.share_certain) == (0.7, 0.75, 2.0, 1.0)
 
 
@@ -118,4 +134,4 @@ def test_rows_that_cannot_be_held_out_are_an_export_error(monkeypatch: pytest.Mo
 
 
 def _measure(model: CTM, settings: dict[str, Any]) -> None:
-    measure_on_task(model, settings, None, threshold=None, max_accuracy_loss=0.0, rows=32, say=lambda _: None)
+    measure_on_task(model, settings, None, wishes=Wishes(), rows=32, say=lambda _: None)

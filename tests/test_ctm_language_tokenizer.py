@@ -49,6 +49,13 @@ def test_a_token_stands_for_the_bytes_it_was_made_of() -> None:
     assert sizes[TRAINED.encode(" cat").ids[0]] == len(TRAINED.id_to_token(TRAINED.encode(" cat").ids[0]))
 
 
+def test_an_end_token_that_is_not_special_is_no_text_either() -> None:
+    content = json.loads(TRAINED.to_str())
+    content["added_tokens"] = []
+    plain = Tokenizer.from_str(json.dumps(content))
+    np.testing.assert_array_equal(token_bytes(plain), token_bytes(TRAINED))
+
+
 def test_a_vocabulary_smaller_than_the_bytes_is_refused() -> None:
     with pytest.raises(CorpusError, match="must be at least 257, the bytes and the end token, got 256"):
         train_tokenizer(["text"], 256)

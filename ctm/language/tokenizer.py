@@ -105,8 +105,10 @@ def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
     for text, number in vocabulary.items():
         if number not in added:
             sizes[number] = len(text)
-        elif not added[number].special and text != END_TOKEN:
+        elif not added[number].special:
             sizes[number] = len(text.encode())
+    # Some tokenizers have it as a token like any other.
+    sizes[vocabulary[END_TOKEN]] = 0
     return sizes
 
 

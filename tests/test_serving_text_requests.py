@@ -68,14 +68,18 @@ def stops(*values: str) -> pb.Value:
         pytest.param({"inputs": [tensor_message("prompt", np.zeros(1))]}, "got 'prompt', expected text", id="unknown"),
         pytest.param({"inputs": text("a") * 2}, "got 'text' twice, expected each input once", id="twice"),
         # Texts.
-        pytest.param({"inputs": text("a", "")}, "input 'text', row 1: got 0 bytes, expected 1 to 1024", id="empty"),
+        pytest.param(
+            {"inputs": text("a", "")}, "input 'text', row 1: got an empty text, expected at least one", id="empty"
+        ),
         pytest.param(
             {"inputs": text("fine", LONG)},
-            f"input 'text', row 1: got {len(tokens_of(LONG))} tokens, expected 1 to {WINDOW}, the tokens that",
+            f"input 'text', row 1: got {len(tokens_of(LONG))} tokens, expected at most {WINDOW}, as many",
             id="more tokens than the window",
         ),
         pytest.param(
-            {"inputs": text("a" * 1025)}, "row 0: got 1025 bytes, expected 1 to 1024, 64 for each of the 16", id="long"
+            {"inputs": text("a" * 1025)},
+            "row 0: got 1025 bytes, expected at most 1024, 64 for each of the 16",
+            id="long",
         ),
         pytest.param(
             {"inputs": text(b"ab\xffc")}, "input 'text', row 0, byte 2: got 0xff, expected UTF-8", id="not UTF-8"

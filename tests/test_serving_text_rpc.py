@@ -178,7 +178,7 @@ async def test_chains_of_different_lengths_on_one_stream():
     assert counts == {str(links): links for links in lengths}
     assert texts == {str(links): library_tokenizer().decode(BOOK[1 : links + 1]) for links in lengths}
     assert list(failures) == ["empty"]
-    assert "row 0: got 0 bytes" in failures["empty"].message
+    assert "row 0: got an empty text" in failures["empty"].message
 
 
 async def test_what_is_refused_is_an_invalid_argument():

@@ -51,14 +51,16 @@ class Writing:
         self._rows = [_Row(prompt) for prompt in prompts]
         self._current = -1
 
-    def begin(self) -> None:
-        """Write what the shades mean, and the first prompt."""
-        if self._coloured:
-            self._console.print(self._legend())
-        self._next_row()
+    @property
+    def begun(self) -> bool:
+        return self._current >= 0
 
     def record(self, event: Event) -> None:
-        """Write what an event adds."""
+        """Write what an event adds; with the first one, what the shades mean and the first prompt."""
+        if not self.begun:
+            if self._coloured:
+                self._console.print(self._legend())
+            self._next_row()
         if isinstance(event, Answer):
             self._add(event)
         elif isinstance(event, Summary):
@@ -127,14 +129,13 @@ async def show_writing(writing: Writing, console: Console, generating: AsyncThin
     Raises:
         ThinkError: the request failed; what had been written stays on the screen, on lines of its own.
     """
-    writing.begin()
     complete = False
     try:
         async for event in generating:
             writing.record(event)
             complete = isinstance(event, Summary)
     finally:
-        if not complete:
+        if writing.begun and not complete:
             console.out("", highlight=False)
 
 

@@ -59,8 +59,8 @@ def _from_texts(tensor: pb.Tensor, model: TextModel, max_rows: int) -> list[NDAr
     most = model.window * BYTES_PER_TOKEN
     found = texts(tensor)
     for row, text in enumerate(found):
-        if not 1 <= len(text) <= most:
-            expected = f"1 to {most}, {BYTES_PER_TOKEN} for each of the {model.window} tokens that the model reads"
+        if len(text) > most:
+            expected = f"at most {most}, {BYTES_PER_TOKEN} for each of the {model.window} tokens that the model reads"
             raise Mismatch(f"{what}, row {row}", f"{len(text)} bytes", expected)
     return [_tokens(f"{what}, row {row}", text, model) for row, text in enumerate(found)]
 
@@ -70,8 +70,10 @@ def _tokens(what: str, text: bytes, model: TextModel) -> NDArray[np.int64]:
         tokens = model.tokenizer.encode(text.decode())
     except UnicodeDecodeError as error:
         raise Mismatch(f"{what}, byte {error.start}", f"0x{text[error.start]:02x}", "UTF-8") from error
-    if not 1 <= len(tokens) <= model.window:
-        raise Mismatch(what, f"{len(tokens)} tokens", f"1 to {model.window}, the tokens that the model reads")
+    if not tokens:
+        raise Mismatch(what, "an empty text" if not text else "a text of no tokens", "at least one token")
+    if len(tokens) > model.window:
+        raise Mismatch(what, f"{len(tokens)} tokens", f"at most {model.window}, as many as the model reads")
     return np.array(tokens, np.int64)
 
 

@@ -67,3 +67,35 @@ async def test_an_abandoned_outbox_ends_for_its_reader():
     await asyncio.sleep(0)
     other.abandon()
     assert await taking == []
+
+
+def link(number: int, kind: type = Answer) -> Answer | Tick:
+    event = answer(0) if kind is Answer else tick(0, 1)
+    event.link = number
+    return event
+
+
+async def test_a_newer_link_does_not_take_the_place_of_a_tick_before_an_answer():
+    outbox = Outbox(capacity=1)
+    merged = [outbox.put(event) for event in (link(0, Tick), link(0, Tick), link(0), link(1, Tick), link(1, Tick))]
+    assert merged == [False, True, False, False, True]
+    assert await outbox.take() == [link(0, Tick), link(0), link(1, Tick)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [pytest.param(1, [1, 2, 1], id="each time"), pytest.param(3, [3], id="in batches: the last one waits for more")],
+)
+async def test_whoever_makes_answers_is_told_how_many_were_taken(batch, told):
+    heard: list[int] = []
+    outbox = Outbox(capacity=4, on_read=heard.append, batch=batch)
+    for answers in (1, 2, 1):
+        for number in range(answers):
+            outbox.put(link(number, Tick))
+            outbox.put(link(number))
+        await outbox.take()
+    assert heard == told
+    outbox.put(link(9))
+    outbox.put(SUMMARY)
+    await outbox.take()
+    assert heard == told, "nothing more comes: nobody needs to know"

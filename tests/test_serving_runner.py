@@ -1,15 +1,22 @@
 """The engine thread and the event loop: neither waits for the other."""
 
 import asyncio
+import time
+from math import inf
 
 import pytest
-from scripted import TICKS, request, script
+from scripted import TICKS, ScriptedChain, request, script
 from scripted_server import scripted_server
 
 from serving.errors import Unavailable
 from serving.events import Answer, Summary, Tick
 
 SLOW = script([0.1])
+SURE = script([0.95])
+
+
+def chained(links: int, **fields):
+    return request(SURE, chain=ScriptedChain([SURE] * (links - 1)), certainty_threshold=0.9, **fields)
 
 
 async def until(condition):
@@ -66,3 +73,46 @@ async def test_an_idle_runner_burns_no_ticks():
         ticks, reports = server.backend.num_ticks, len(server.reports)
         await asyncio.sleep(0.1)
         assert (server.backend.num_ticks, len(server.reports)) == (ticks, reports)
+
+
+class TestChains:
+    async def test_a_reader_that_never_reads_a_chain_costs_little_and_later_gets_all_of_it(self):
+        async with scripted_server(num_slots=1, outbox_capacity=2) as server:
+            outbox = server.runner.submit(chained(200, every=1))
+            ahead = server.runner.engine.chain_ahead
+            await until(lambda: len(server.ended()) == ahead)
+            ticks, reports = server.backend.num_ticks, len(server.reports)
+            await asyncio.sleep(0.1)
+            assert (server.backend.num_ticks, len(server.reports)) == (ticks, reports), "a parked chain burns no steps"
+            assert len(outbox._events) == 2 * ahead, "a tick and an answer a link"
+            other = server.runner.submit(request(SURE, certainty_threshold=0.9))
+            await until(lambda: other.closed)  # the only slot is free
+            events = []
+            while taken := await outbox.take():
+                assert len(taken) <= 2 * ahead + 1
+                events += taken
+        assert [(type(event), event.link) for event in events[:-1]] == [
+            (kind, link) for link in range(200) for kind in (Tick, Answer)
+        ]
+        assert isinstance(events[-1], Summary)
+
+    async def test_a_parked_chain_ends_at_its_deadline_without_being_asked(self):
+        async with scripted_server() as server:
+            server.runner.engine.chain_ahead = 1
+            outbox = server.runner.submit(chained(1000, deadline=time.monotonic() + 1.0))
+            await until(lambda: outbox.closed)
+            given, summary = await outbox.take()
+            assert server.runner.engine.idle
+        assert (given.link, type(summary)) == (0, Summary)
+
+    async def test_a_parked_chain_is_cancelled_and_drained_like_any_other(self):
+        async with scripted_server() as server:
+            leaver, stays = chained(1000, request_id="leaver"), chained(1000)
+            server.runner.submit(leaver)
+            outbox = server.runner.submit(stays)
+            await until(lambda: len(server.ended()) == 2 * server.runner.engine.chain_ahead)
+            server.runner.cancel(leaver)
+            await server.runner.drain(0.05)
+            assert outbox.closed
+            assert server.ended()[-2:] == ["CANCELLED", "DEADLINE"]
+            assert server.runner.engine.rest_seconds == inf

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from protos import ctm_serving_pb2 as pb
 from serving.mismatch import Mismatch
-from serving.tensors import DATATYPES, array, datatype, tensor_message
+from serving.tensors import DATATYPES, array, datatype, tensor_message, text_message, texts
 
 
 @given(
@@ -71,3 +71,34 @@ def test_what_is_refused(tensor, said):
 def test_what_the_wire_has_no_name_for(dtype):
     with pytest.raises(Mismatch, match=r"expected one of BOOL, UINT8"):
         tensor_message("x", np.zeros(2, dtype))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param([], id="none"),
+        pytest.param([b""], id="an empty one"),
+        pytest.param([b"", b"a", b""], id="some empty"),
+        pytest.param([b"a\0b", "日本".encode()], id="any bytes"),
+        pytest.param([b"x" * 70_000], id="a long one"),
+    ],
+)
+def test_texts_come_back_as_they_were(values):
+    message = text_message("text", values)
+    assert (message.datatype, list(message.shape)) == ("BYTES", [len(values)])
+    assert texts(message) == values
+
+
+def test_a_text_stands_after_its_length_as_open_inference_writes_it():
+    assert text_message("text", ["é", b"ab"]).data == b"\x02\0\0\0\xc3\xa9\x02\0\0\0ab"
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.binary(max_size=30), st.integers(0, 5))
+def test_bytes_are_texts_or_are_refused(data, count):
+    try:
+        found = texts(pb.Tensor(name="text", datatype="BYTES", shape=[count], data=data))
+    except Mismatch:
+        return
+    assert text_message("text", found).data == data
+    assert len(found) == count

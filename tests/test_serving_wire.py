@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from protos import ctm_serving_pb2 as pb
 from serving import events
 from serving.errors import InvalidRequest, QueueFull
-from serving.request import AnswerRule, Request, StopPolicy, StopReason, StreamPolicy
+from serving.request import AnswerRule, ChainEnd, Request, StopPolicy, StopReason, StreamPolicy
 from serving.tensors import array, tensor_message
 from serving.wire import event_message, parse_request, ticks_message
 
@@ -375,6 +375,22 @@ def test_an_answer_as_its_caller_reads_it():
     np.testing.assert_array_equal(array(message.prediction), PREDICTION)
 
 
+def test_an_answer_of_a_chain_as_its_caller_reads_it():
+    answer = events.Answer(
+        row=1, ticks_used=7, answer_tick=5, certainty=0.5, stop_reason=StopReason.CERTAIN, abstained=False, link=3,
+        text="ab", outputs={"token": np.array(9)}, chain_end=ChainEnd.END_TOKEN,
+    )  # fmt: skip
+    message = event_message("mine", answer, BUNDLE).answer
+    assert (message.link, message.text, message.chain_end) == (3, "ab", pb.END_TOKEN)
+    assert [(tensor.name, array(tensor).tolist()) for tensor in message.outputs] == [("token", 9)]
+
+
+def test_a_summary_of_a_chain_as_its_caller_reads_it():
+    summary = events.Summary([False], [0], 9, 0.5, 2.0, seed=0, texts=["ab", ""])
+    message = event_message("mine", summary, BUNDLE).summary
+    assert (message.HasField("seed"), message.seed, list(message.texts)) == (True, 0, ["ab", ""])
+
+
 def test_an_answer_of_a_row_that_never_ticked_is_empty():
     answer = events.Answer(
         row=0, ticks_used=0, answer_tick=0, certainty=0.0, stop_reason=StopReason.DEADLINE, abstained=True
@@ -408,3 +424,4 @@ def test_a_failure_as_its_caller_reads_it():
 def test_the_protocols_numbers_are_ours():
     assert {reason.name: int(reason) for reason in StopReason} == dict(pb.StopReason.items()[1:])
     assert {rule.name: int(rule) for rule in AnswerRule} == dict(pb.AnswerRule.items()[1:])
+    assert {end.name: int(end) for end in ChainEnd if end} == dict(pb.ChainEnd.items()[1:])

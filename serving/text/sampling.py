@@ -46,11 +46,9 @@ def draw(prediction_V: Array, sampling: Sampling, chance: float) -> int:
     with np.errstate(over="ignore"):  # far below the best at a low temperature: minus infinity, and never drawn
         weights_K = np.exp((logits_K - logits_K.max()) / sampling.temperature)
     if sampling.top_p < 1:
-        order_K = np.argsort(-weights_K, kind="stable")
-        shares_K = weights_K[order_K].cumsum()
-        most = int(np.searchsorted(shares_K, sampling.top_p * shares_K[-1])) + 1
-        allowed_K = order_K[:most] if allowed_K is None else allowed_K[order_K[:most]]
-        weights_K = weights_K[order_K[:most]]
+        likely_K = _likely(weights_K, sampling.top_p)
+        allowed_K = likely_K if allowed_K is None else allowed_K[likely_K]
+        weights_K = weights_K[likely_K]
     shares_K = weights_K.cumsum()
     place = int(np.searchsorted(shares_K, chance * shares_K[-1], side="right"))
     place = min(place, int(np.flatnonzero(weights_K)[-1]))  # where chance times the sum rounds up to the sum
@@ -65,3 +63,13 @@ def _best(logits_V: NDArray[np.float64], top_k: int) -> NDArray[np.intp] | None:
     above = np.flatnonzero(logits_V > least)
     equal = np.flatnonzero(logits_V == least)[: top_k - above.size]
     return np.sort(np.concatenate([above, equal]))
+
+
+def _likely(weights_K: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
+    """The places of the fewest largest weights that have the share of the sum, largest first."""
+    total = weights_K.sum()
+    # All that are smaller than this have less than 1 - top_p together: only the few others need sorting.
+    large = np.flatnonzero(weights_K >= (1 - top_p) * total / weights_K.size)
+    order = large[np.argsort(-weights_K[large], kind="stable")]
+    most = int(np.searchsorted(weights_K[order].cumsum(), top_p * total)) + 1
+    return order[:most]

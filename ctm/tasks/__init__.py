@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ctm.tasks.cifar10 import cifar10_task
 from ctm.tasks.config import TaskConfig
 from ctm.tasks.digits import digits_task
 from ctm.tasks.maze import maze_task
@@ -24,6 +25,8 @@ def load_task(config: TaskConfig, data_dir: Path | None = None) -> Task:
             return digits_task(config)
         case "mnist":
             return mnist_task(config, data_dir)
+        case "cifar10":
+            return cifar10_task(config, data_dir)
         case "parity":
             return parity_task(config)
         case "maze":

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
-TaskName = Literal["digits", "mnist", "parity", "maze", "text"]
+TaskName = Literal["digits", "mnist", "cifar10", "parity", "maze", "text"]
 MNIST_MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+CIFAR10_ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,13 +22,22 @@ class AugmentConfig:
     """Largest change of size, as a share: 0.1 draws sizes between 0.9 and 1.1."""
     shear: float = 0.0
     """Largest slant either way, in degrees."""
+    mirror: bool = False
+    """Swap left and right in half of the images."""
+    colour: float = 0.0
+    """Largest change of brightness, of contrast and of saturation, as a share of each."""
 
     def __post_init__(self) -> None:
-        for name, limit in (("shift", math.inf), ("rotation", 180.0), ("scale", 0.9), ("shear", 60.0)):
+        for name, limit in (("shift", math.inf), ("rotation", 180.0), ("scale", 0.9), ("shear", 60.0), ("colour", 1.0)):
             check_range(f"task.augment.{name}", getattr(self, name), 0.0, limit)
 
     @property
     def active(self) -> bool:
+        return self.moves or self.mirror or self.colour > 0
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels move by parts of their size, which takes a resampling."""
         return any((self.shift, self.rotation, self.scale, self.shear))
 
 
@@ -41,9 +51,22 @@ class MnistConfig:
     """How many rows at the end of the training set are held out of training."""
 
     def __post_init__(self) -> None:
-        if urlsplit(self.mirror).scheme not in ("http", "https"):
-            raise ValueError(f"task.mnist.mirror must be an http or https address, got {self.mirror!r}")
+        _check_address("task.mnist.mirror", self.mirror)
         check_range("task.mnist.held_out", self.held_out, 1, math.inf)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cifar10Config:
+    """Options of the task `cifar10`."""
+
+    address: str = CIFAR10_ADDRESS
+    """Where the archive is fetched from when no data folder is given."""
+    held_out: int = 5000
+    """How many rows at the end of the training set are held out of training."""
+
+    def __post_init__(self) -> None:
+        _check_address("task.cifar10.address", self.address)
+        check_range("task.cifar10.held_out", self.held_out, 1, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +135,7 @@ class TaskConfig:
     name: TaskName
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mnist: MnistConfig = field(default_factory=MnistConfig)
+    cifar10: Cifar10Config = field(default_factory=Cifar10Config)
     parity: ParityConfig = field(default_factory=ParityConfig)
     maze: MazeConfig = field(default_factory=MazeConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -136,3 +160,8 @@ def check_range(
     if not fits:
         interval = f"{'(' if open_below else '['}{low}, {high}{')' if open_above else ']'}"
         raise ValueError(f"{name} must lie in {interval}, got {value}")
+
+
+def _check_address(name: str, address: str) -> None:
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise ValueError(f"{name} must be an http or https address, got {address!r}")

@@ -1,7 +1,8 @@
 """Attention of a thought to its input: keys and values projected once, one query a tick."""
 
-# Shapes: B rows, L tokens, I attention width, h heads, K = I / h.
+# Shapes: B inputs, Q thoughts about each, N = B * Q, L tokens, I attention width, h heads, K = I / h.
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,10 +16,12 @@ class Context(NamedTuple):
     """[B, h, L, K]"""
     values: Tensor
     """[B, h, L, K]"""
+    hidden: Tensor | None = None
+    """[Q, L] or [B, Q, L]: true where the q-th query of an input may not look; None: every query sees all."""
 
 
 class Attention(nn.Module):
-    """Multi-head attention of a single query."""
+    """Multi-head attention of single queries."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -40,13 +43,20 @@ class Attention(nn.Module):
         # Copied once into the order in which every tick reads them.
         return Context(keys_BLhK.transpose(1, 2).contiguous(), values_BLhK.transpose(1, 2).contiguous())
 
-    def forward(self, query_BI: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """What the query finds, [B, I], and how it looked for it, [B, h, L] (each head's weights sum to 1)."""
-        query_BhK = self._split(self.query(query_BI)) * (query_BI.shape[-1] // self.heads) ** -0.5
-        scores_BhL = (query_BhK.unsqueeze(-2) @ context.keys.transpose(-1, -2)).squeeze(-2)
-        weights_BhL = scores_BhL.softmax(-1)
-        found_BhK = (self.dropout(weights_BhL).unsqueeze(-2) @ context.values).squeeze(-2)
-        return self.out(found_BhK.flatten(1)), weights_BhL
+    def forward(self, query_NI: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """What each query finds, [N, I], and how it looked for it, [N, h, L] (each head's weights sum to 1).
+
+        Mostly there is one query an input. There may be several, one after the other in the rows.
+        """
+        query_NhK = self._split(self.query(query_NI)) * (query_NI.shape[-1] // self.heads) ** -0.5
+        query_BhQK = query_NhK.unflatten(0, (len(context.keys), -1)).transpose(1, 2)
+        scores_BhQL = query_BhQK @ context.keys.transpose(-1, -2)
+        if context.hidden is not None:
+            scores_BhQL = scores_BhQL.masked_fill(context.hidden.unsqueeze(-3), -math.inf)
+        weights_BhQL = scores_BhQL.softmax(-1)
+        found_BhQK = self.dropout(weights_BhQL) @ context.values
+        found_NhK, weights_NhL = found_BhQK.transpose(1, 2).flatten(0, 1), weights_BhQL.transpose(1, 2).flatten(0, 1)
+        return self.out(found_NhK.flatten(1)), weights_NhL
 
     def _split(self, x: Tensor) -> Tensor:
         return torch.unflatten(x, -1, (self.heads, -1))

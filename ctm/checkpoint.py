@@ -48,6 +48,8 @@ class Checkpoint:
     """JSON-able."""
     trainer: Mapping[str, Tensors] = field(default_factory=dict)
     """Groups of tensors by the name of their file."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Texts beside the weights by the name of their file, such as a tokenizer."""
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -59,6 +61,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     _write_tensors(aside / "weights.safetensors", checkpoint.weights)
     _write_json(aside / "config.json", checkpoint.config)
     _write_json(aside / "trainer" / "progress.json", checkpoint.progress)
+    for name, text in checkpoint.files.items():
+        (aside / name).write_text(text, encoding="utf-8")
+        _synchronise(aside / name)
     for name, tensors in checkpoint.trainer.items():
         _write_tensors(aside / "trainer" / f"{name}.safetensors", tensors)
     for path in (aside / "trainer", aside):

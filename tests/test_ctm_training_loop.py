@@ -22,6 +22,7 @@ from ctm.tasks import load_task
 from ctm.training.cli import main
 from ctm.training.config import RunConfig
 from ctm.training.evaluate import evaluate
+from ctm.training.family import family_of
 from ctm.training.loop import DivergedError, Trainer
 from ctm.training.report import Reporter
 from ctm.training.run import train
@@ -69,7 +70,7 @@ def small(folder: Path, changes: Mapping[str, Any] = MappingProxyType({}), name:
 
 def trainer(config: RunConfig) -> Trainer:
     accelerator = Accelerator(cpu=True, mixed_precision="bf16" if config.precision == "bfloat16" else "no")
-    return Trainer(config, load_task(config.task), accelerator, Reporter(), {})
+    return Trainer(config, family_of(config, load_task(config.task)), accelerator, Reporter(), {})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -295,7 +296,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
     accelerator.state._shared_state["num_processes"] = 5
     with pytest.raises(ConfigError, match="1 equal parts in each of 5 processes, got 24"):
-        Trainer(config, load_task(config.task), accelerator, Reporter(), {})
+        Trainer(config, family_of(config, load_task(config.task)), accelerator, Reporter(), {})
 
 
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])

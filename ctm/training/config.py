@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ctm.config import CTMConfig
+from ctm.language.config import LanguageConfig
 from ctm.tasks.config import TaskConfig, check_range
 
 
@@ -52,12 +53,15 @@ class LossConfig:
     energy_beside: Literal["every_tick", "paper", "both"] = "every_tick"
     """What a model with an energy head learns to predict by, beside the energy's part: the cross-entropy of every tick
     alike, with which such models were published; the paper's loss; or both."""
+    lookahead: int = 5
+    """Moves of a maze's route that are learned beyond those that are right from its start on."""
     energy_margin: float = 10.0
     """Energy that a wrong prediction is pushed above; used by a model with an energy head."""
     energy_scale: float = 0.1
     """Weight of the energy's part in the loss."""
 
     def __post_init__(self) -> None:
+        check_range("loss.lookahead", self.lookahead, 1, math.inf)
         check_range("loss.energy_margin", self.energy_margin, 0.0, math.inf)
         check_range("loss.energy_scale", self.energy_scale, 0.0, math.inf)
 
@@ -72,6 +76,8 @@ class ReportConfig:
     """Between two evaluations on held-out rows."""
     checkpoint_every: int = 500
     """Between two checkpoints."""
+    patience: int = 0
+    """Evaluations without a new best after which the run ends; 0 trains to the last update."""
     keep: int = 3
     """Checkpoints kept; older ones are removed, the best one never."""
     batch_size: int = 500
@@ -80,6 +86,7 @@ class ReportConfig:
     def __post_init__(self) -> None:
         for name in ("every", "evaluate_every", "checkpoint_every", "keep", "batch_size"):
             check_range(f"report.{name}", getattr(self, name), 1, math.inf)
+        check_range("report.patience", self.patience, 0, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +119,8 @@ class RunConfig:
     """Compile the tick: faster once it runs, but a minute or more to begin with, and a C++ compiler is needed."""
     task: TaskConfig
     model: CTMConfig
+    language: LanguageConfig | None = None
+    """The GPT-2 that the model thinks about; only for a language model."""
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -125,6 +134,11 @@ class RunConfig:
         check_range("parts", self.parts, 1, math.inf)
         if self.threads is not None:
             check_range("threads", self.threads, 1, math.inf)
+        if (self.language is not None) != (self.task.name == "text"):
+            met = "language settings" if self.language is not None else "no language settings"
+            raise ValueError(f"task text and language settings go together, got task {self.task.name} and {met}")
+        if self.language is not None:
+            self.language.check_core(self.model)
         if self.batch_size % self.parts:
             raise ValueError(f"batch_size must divide into {self.parts} equal parts, got {self.batch_size}")
         if self.optimiser.warmup_updates >= self.updates:

@@ -2,6 +2,7 @@
 
 from ctm.config import CTMConfig
 from ctm.tasks import Task
+from ctm.training.config import RunConfig
 from ctm.training.settings import ConfigError
 
 
@@ -18,3 +19,14 @@ def check_fit(model: CTMConfig, task: Task) -> None:
         )
     if model.energy_hidden is not None and task.loss != "image":
         raise ConfigError(f"model.energy_hidden needs a task of one label a row, {task.name} has one at each position")
+
+
+def check_language_fit(config: RunConfig, task: Task) -> None:
+    """The same for a language model and the corpus that it reads."""
+    language = config.language
+    assert language is not None, "a language model has language settings"
+    (vocabulary,), (length,) = task.prediction_shape, task.input_shape
+    if language.vocabulary != vocabulary:
+        raise ConfigError(f"the corpus needs language.vocabulary = {vocabulary}, got {language.vocabulary}")
+    if length > language.context:
+        raise ConfigError(f"task.text.length must be at most language.context, {language.context}, got {length}")

@@ -18,14 +18,11 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ctm.checkpoint import Checkpoint, load_weights, point_at, prune, read_checkpoint, sweep, write_checkpoint
-from ctm.judge import judge_predictions
-from ctm.model import CTM
-from ctm.tasks import Batch, Task
+from ctm.tasks import Batch
 from ctm.training.chance import Purpose, RowOrder, derived_seed, generator, seed_everything
 from ctm.training.config import RunConfig
-from ctm.training.evaluate import evaluate
+from ctm.training.family import Family
 from ctm.training.interrupt import Interrupt
-from ctm.training.objective import objective
 from ctm.training.optimiser import average_into, make_optimiser, means, set_learning_rate, set_means
 from ctm.training.report import Reporter
 from ctm.training.resume import Progress, learning_weights, read_progress, trainer_tensors
@@ -42,7 +39,7 @@ class Trainer:
     """One run: what it learns with, and how far it is."""
 
     def __init__(
-        self, config: RunConfig, task: Task, accelerator: Accelerator, reporter: Reporter, origin: dict[str, Any]
+        self, config: RunConfig, family: Family, accelerator: Accelerator, reporter: Reporter, origin: dict[str, Any]
     ) -> None:
         """Weights and pairs are drawn from the run's seed.
 
@@ -55,29 +52,28 @@ class Trainer:
                 f"batch_size must divide into {config.parts} equal parts in each of {accelerator.num_processes} "
                 f"processes, got {config.batch_size}"
             )
-        self.config, self.task, self.origin = config, task, origin
+        self.config, self.family, self.task, self.origin = config, family, family.task, origin
         self.accelerator, self.reporter = accelerator, reporter
         self.progress = Progress()
         self._mine = slice(accelerator.process_index * rows, (accelerator.process_index + 1) * rows)
-        self._order = RowOrder(config.seed, len(task.train), config.batch_size)
+        self._order = RowOrder(config.seed, len(self.task.train), config.batch_size)
 
         seed_everything(config.seed, Purpose.WEIGHTS)
-        self.model = CTM(config.model, seed=derived_seed(config.seed, Purpose.PAIRS)).to(accelerator.device)
+        self.model = family.build(derived_seed(config.seed, Purpose.PAIRS)).to(accelerator.device)
         # What is evaluated and exported: the average of the weights, or a copy of them. Apart from the model that
         # learns, because accelerate wraps that one in its precision.
         self.served = copy.deepcopy(self.model).eval()
         if config.compile:
-            # The tick, not the loop around it: that would be compiled unrolled, for many minutes.
-            self.model.tick = torch.compile(self.model.tick, dynamic=False)  # type: ignore[method-assign]  # of this instance
+            family.compile(self.model)
         self._wrapped: nn.Module
         self._optimiser: torch.optim.Optimizer
         self._wrapped, self._optimiser = accelerator.prepare(self.model, make_optimiser(self.model, config.optimiser))
 
     def run(self, interrupt: Interrupt) -> bool:
-        """Do all updates that are left; False when a signal ended it before."""
+        """Do all updates that are left, or those that still help; False when a signal ended it before."""
         config, every = self.config, self.config.report
         window = Window(self.accelerator, config)
-        while self.progress.done < config.updates:
+        while self.progress.done < config.updates and not self._stale():
             window.add(self.update())
             done = self.progress.done
             self.reporter.advance()
@@ -90,6 +86,12 @@ class Trainer:
             if asked and not finished:
                 return False
         return True
+
+    def _stale(self) -> bool:
+        """Whether held-out rows have not got better for as long as the run would wait."""
+        every, progress = self.config.report, self.progress
+        waited = (progress.done - progress.best_update) // every.evaluate_every
+        return bool(every.patience) and progress.best_score is not None and waited >= every.patience
 
     def update(self) -> Measured:
         """Change the weights once.
@@ -108,19 +110,16 @@ class Trainer:
         ):
             # Gradients cross processes once, with the last part.
             with nullcontext() if part == config.parts else self.accelerator.no_sync(self._wrapped):
-                thoughts = self._wrapped(some_inputs)
-                loss = objective(thoughts, some_targets, self.task.loss, config.loss)
-                self.accelerator.backward(loss.value / config.parts)
-            correct, _ = judge_predictions(thoughts.predictions, some_targets, self.task.prediction_shape)
-            right = correct.gather(1, loss.tick[:, None]).mean()
-            measured.append(torch.stack([loss.value.detach(), right, loss.tick.float().mean() + 1]))
+                learned = self.family.learn(self._wrapped, some_inputs, some_targets)
+                self.accelerator.backward(learned.value / config.parts)
+            measured.append(torch.stack([value.detach() for value in learned]))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.optimiser.clip_norm or math.inf)
         assert norm is not None, "gradients are clipped where they have been summed"
         mean_loss, accuracy, answer_tick = torch.stack(measured).mean(dim=0).unbind()
         self._check_finite(number, mean_loss, norm)
         self._optimiser.step()
         self._optimiser.zero_grad()
-        self.model.project_decays()
+        self.family.project(self.model)
         self.progress.done += 1
         if config.optimiser.average_decay:
             average_into(self.served, self.model, self.progress.done, config.optimiser.average_decay)
@@ -129,11 +128,10 @@ class Trainer:
     def evaluate(self) -> bool:
         """Think about the held-out rows; True when it never went better."""
         self._refresh_served()
-        batch_size = self.config.report.batch_size
-        evaluation = evaluate(self.served, self.task.held_out, batch_size, self.accelerator)
-        best = evaluation.accuracy > self.progress.best_accuracy
+        evaluation, before = self.family.evaluate(self.served, self.accelerator), self.progress.best_score
+        best = before is None or evaluation.score > before
         if best:
-            self.progress.best_accuracy, self.progress.best_update = evaluation.accuracy, self.progress.done
+            self.progress.best_score, self.progress.best_update = evaluation.score, self.progress.done
         self.reporter.evaluation(self.progress.done, evaluation, best)
         return best
 
@@ -152,6 +150,7 @@ class Trainer:
                     config={**self.origin, "update": self.progress.done},
                     progress=dataclasses.asdict(self.progress),
                     trainer=trainer,
+                    files=self.task.files,
                 ),
             )
             self._point(folder)

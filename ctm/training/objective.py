@@ -1,9 +1,12 @@
 """What is descended: the loss that a task names, with the energies' part where the model has an energy head."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 from ctm.certainty import most_certain
-from ctm.losses import Loss, energy_contrast, energy_loss, image_loss, parity_loss
+from ctm.losses import Loss, energy_contrast, energy_loss, image_loss, maze_loss, parity_loss
 from ctm.model import Thoughts
 from ctm.tasks.task import LossName
 from ctm.training.config import LossConfig
@@ -32,9 +35,12 @@ def objective(thoughts: Thoughts, targets: Tensor, name: LossName, config: LossC
 
 
 def _predicted(thoughts: Thoughts, targets: Tensor, name: LossName, config: LossConfig) -> Loss:
+    judge: Callable[..., Loss]
     match name:
         case "image":
             judge = image_loss
         case "parity":
             judge = parity_loss
+        case "maze":
+            judge = partial(maze_loss, lookahead=config.lookahead)
     return judge(thoughts.predictions, thoughts.certainties, targets, use_most_certain=config.most_certain)

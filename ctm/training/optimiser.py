@@ -16,14 +16,18 @@ KINDS = ("step", "exp_avg", "exp_avg_sq")
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
     """Weight decay is for matrices and larger; a start state is a value, not a map, so it is spared too."""
     named = list(model.named_parameters())
-    decayed = [weight for name, weight in named if weight.dim() >= 2 and not name.startswith("start_")]
-    spared = [weight for name, weight in named if weight.dim() < 2 or name.startswith("start_")]
+    decayed = [weight for name, weight in named if weight.dim() >= 2 and not _is_start(name)]
+    spared = [weight for name, weight in named if weight.dim() < 2 or _is_start(name)]
     return AdamW(
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}],
         lr=config.learning_rate,
         betas=(config.beta_first, config.beta_second),
         eps=config.epsilon,
     )
+
+
+def _is_start(name: str) -> bool:
+    return name.rpartition(".")[2].startswith("start_")
 
 
 def set_learning_rate(optimiser: Optimizer, rate: float) -> None:

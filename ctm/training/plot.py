@@ -6,6 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ctm.training.evaluate import Evaluation
+from ctm.training.evaluate_text import TextEvaluation
 
 
 def plot_evaluation(evaluation: Evaluation, title: str) -> Figure:
@@ -18,6 +19,8 @@ def plot_evaluation(evaluation: Evaluation, title: str) -> Figure:
     by_tick, by_threshold = figure.subplots(1, 2)
     by_tick.plot(ticks, evaluation.accuracy_by_tick, marker=".", label="accuracy")
     by_tick.plot(ticks, evaluation.certainty_by_tick, marker=".", label="mean certainty")
+    if evaluation.whole_by_tick is not None:
+        by_tick.plot(ticks, evaluation.whole_by_tick, marker=".", label="right as a whole")
     by_tick.axhline(evaluation.accuracy, linestyle=":", color="grey", label="accuracy, most certain tick")
     by_tick.set(xlabel="tick", ylabel="share of rows", ylim=(0, 1.02))
     by_tick.legend(loc="lower right")
@@ -28,6 +31,27 @@ def plot_evaluation(evaluation: Evaluation, title: str) -> Figure:
     for point in points[:: max(1, len(points) // 6)]:
         by_threshold.annotate(f"{point.threshold:g}", (point.mean_ticks, point.accuracy), fontsize=8)
     by_threshold.set(xlabel="mean ticks", ylabel="accuracy", title="stopping at a certainty threshold")
+    by_threshold.grid(alpha=0.3)
+    return figure
+
+
+def plot_text(evaluation: TextEvaluation, title: str) -> Figure:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    quality = evaluation.quality
+    ticks = range(1, len(quality.bits_per_byte_by_tick) + 1)
+
+    by_tick, by_threshold = figure.subplots(1, 2)
+    by_tick.plot(ticks, quality.bits_per_byte_by_tick, marker=".", label="each tick")
+    by_tick.axhline(quality.bits_per_byte, linestyle=":", color="grey", label="most certain tick")
+    by_tick.set(xlabel="tick", ylabel="bits per byte")
+    by_tick.legend(loc="upper right")
+    by_tick.grid(alpha=0.3)
+
+    points = quality.frontier
+    by_threshold.plot([point.mean_ticks for point in points], [point.bits_per_byte for point in points], marker=".")
+    by_threshold.set(xlabel="mean ticks a token", ylabel="bits per byte", title="stopping at a certainty threshold")
     by_threshold.grid(alpha=0.3)
     return figure
 

@@ -1,6 +1,7 @@
 """Going on with a run: how far it is, what its checkpoint must hold, and what may not have changed since."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from ctm.checkpoint import Checkpoint, CheckpointError, Tensors, read_config
 from ctm.training.config import RunConfig
 from ctm.training.settings import ConfigError, from_table, to_table
 
-ANOTHER_RUN = ("seed", "task.name", "task.mnist.held_out", "task.parity.", "model.")
+ANOTHER_RUN = ("seed", "task.name", "task.mnist.held_out", "task.parity.", "task.maze.", "model.", "language.")
 """Keys, or beginnings of keys, that cannot change: what was learned and held out so far was drawn by them."""
 MOVED = ("name", "output_dir")
 """Where a run lies; a folder may have been moved."""
@@ -24,8 +25,8 @@ class Progress:
     done: int = 0
     """Updates."""
     best_update: int = 0
-    best_accuracy: float = -1.0
-    """Held-out, at the most certain tick."""
+    best_score: float | None = None
+    """Held-out; higher is better. None before the first evaluation."""
 
 
 def read_progress(values: Mapping[str, Any], source: Path) -> Progress:
@@ -37,9 +38,9 @@ def read_progress(values: Mapping[str, Any], source: Path) -> Progress:
         # A bool is an int to Python, but no count.
         if type(values[name]) is not int or values[name] < 0:
             raise CheckpointError(f"{source}: {name} must be a whole number of at least 0, got {values[name]!r}")
-    accuracy = values["best_accuracy"]
-    if type(accuracy) not in (int, float) or not -1 <= accuracy <= 1:
-        raise CheckpointError(f"{source}: best_accuracy must be a number from -1 to 1, got {accuracy!r}")
+    score = values["best_score"]
+    if score is not None and (type(score) not in (int, float) or not math.isfinite(score)):
+        raise CheckpointError(f"{source}: best_score must be a finite number or null, got {score!r}")
     return Progress(**values)
 
 

@@ -15,7 +15,7 @@ from ctm.tasks import Task, load_task
 from ctm.tasks.fetch import FetchError
 from ctm.tasks.idx import IdxError
 from ctm.training.config import RunConfig
-from ctm.training.fit import check_fit
+from ctm.training.family import Family, family_of
 from ctm.training.interrupt import Interrupt
 from ctm.training.loop import Trainer
 from ctm.training.report import FolderReporter, Reporter
@@ -50,10 +50,10 @@ def train(config: RunConfig, *, resume: bool = False, command: Sequence[str] = (
         stack.callback(accelerator.end_training)
         # The first process fetches what must be fetched, the others find it.
         with accelerator.local_main_process_first():
-            task = _load_task(config)
-        check_fit(config.model, task)
+            family = family_of(config, _load_task(config))
+        family.check()
         _make_folder(config.folder)
-        trainer = Trainer(config, task, accelerator, Reporter(), _origin(config, task, command))
+        trainer = Trainer(config, family, accelerator, Reporter(), _origin(family, command))
         if resume:
             trainer.restore(last_checkpoint(config.folder))
         if accelerator.is_main_process:
@@ -94,11 +94,11 @@ def _prepare_torch(config: RunConfig) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at run time
 
 
-def _origin(config: RunConfig, task: Task, command: Sequence[str]) -> dict[str, Any]:
+def _origin(family: Family, command: Sequence[str]) -> dict[str, Any]:
+    config, task = family.config, family.task
     run = to_table(config)
     return {
-        "family": "ctm",
-        "model": config.model.to_dict(),
+        **family.describe(),
         "task": {
             **run["task"],
             "input_name": task.input_name,

@@ -15,9 +15,11 @@ from protos import ctm_bundle_pb2 as bundle_pb2
 from serving.client import AsyncClient, AsyncThinking, ThinkError, Unavailable
 from serving.terminal.arguments import Options, parser
 from serving.terminal.board import Board, Thought
-from serving.terminal.images import Loaded, UnfitInput, load, the_input
+from serving.terminal.images import Loaded, UnfitInput
+from serving.terminal.kinds import Kind, kind_of, shows_positions
 from serving.terminal.lines import show_lines
 from serving.terminal.live import show_live
+from serving.terminal.looking import ATTENTION
 from serving.terminal.writing import Writing, show_json, show_writing
 
 
@@ -48,13 +50,14 @@ async def _run(options: Options) -> None:
         if given := options.of_text():
             flag = f"--{min(given).replace('_', '-')}"
             raise UnfitInput(f"{manifest.name} is no model of text: {flag} means nothing to it")
-        board, thinking = ask(client, manifest, options)
+        kind = kind_of(manifest)
+        board, thinking = ask(client, kind, options)
         async with thinking:
             console = Console()
             if options.json or not _can_draw(console):
                 await show_lines(board, thinking, in_json=options.json)
             else:
-                await show_live(board, thinking, console, the_input(manifest), options.pace)
+                await show_live(board, thinking, console, kind.draw, options.pace)
 
 
 async def _write(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Options) -> None:
@@ -90,38 +93,40 @@ def _standard_input() -> str:
         ) from None
 
 
-def ask(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Options) -> tuple[Board, AsyncThinking]:
-    """Begin to think about all images at once.
+def ask(client: AsyncClient, kind: Kind, options: Options) -> tuple[Board, AsyncThinking]:
+    """Begin to think about all inputs at once.
 
     Raises:
         UnfitInput: a file is not what the model takes.
     """
-    images = _load(options, manifest)
+    manifest, images, positions = kind.manifest, _load(options, kind), shows_positions(kind)
     default = manifest.stop.certainty_threshold if manifest.stop.HasField("certainty_threshold") else None
     board = Board(
         model=f"{manifest.name}/{manifest.version}",
         threshold=default if options.threshold is None else options.threshold,
         max_ticks=options.max_ticks or manifest.ticks,
         thoughts=[Thought(image) for image in images],
+        words=kind.words,
+        positions=positions,
     )
     thinking = client.think(
         manifest.name,
-        {the_input(manifest).name: np.stack([image.values for image in images])},
+        {kind.spec.name: np.stack([image.values for image in images])},
         version=manifest.version,
         threshold=options.threshold,
         min_ticks=options.min_ticks,
         max_ticks=options.max_ticks,
         patience=options.patience,
         abstain_below=options.abstain_below,
-        top_k=options.top,
+        top_k=1 if positions else options.top,
+        details=[ATTENTION] if options.attention else [],
         timeout=options.timeout,
     )
     return board, thinking
 
 
-def _load(options: Options, manifest: bundle_pb2.Manifest) -> list[Loaded]:
-    spec = the_input(manifest)
-    images = [image for source in options.inputs for image in load(source, spec, invert=options.invert)]
+def _load(options: Options, kind: Kind) -> list[Loaded]:
+    images = [image for source in options.inputs for image in kind.load(source, options.invert)]
     if not images:
         raise UnfitInput("the arrays hold no rows")
     for image in images:

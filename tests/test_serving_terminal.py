@@ -303,6 +303,10 @@ def screen(width: int, height: int = 24, **options: Any) -> Console:
     return Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None, **options)
 
 
+def as_digits(board: Board, *, running: bool) -> View:
+    return View(board, GREY, running)
+
+
 def drawn(view: View, console: Console) -> list[str]:
     console.print(view)
     return console.file.getvalue().rstrip("\n").split("\n")
@@ -408,7 +412,7 @@ class Replayed(AsyncThinking):
 
 async def test_every_tick_is_drawn_even_of_a_thought_that_was_faster():
     console = screen(80, 40)
-    await show_live(board(), Replayed([tick(1), tick(2), tick(3), answer(), summary()]), console, GREY, 0.005)
+    await show_live(board(), Replayed([tick(1), tick(2), tick(3), answer(), summary()]), console, as_digits, 0.005)
     frames = console.file.getvalue().split("mnist/1  certain")[1:]
     num_ticks = [sum(certainty in frame for certainty in ("0.03", "0.07", "0.10")) for frame in frames]
     assert sorted(set(num_ticks)) == [0, 1, 2, 3]
@@ -420,7 +424,7 @@ async def test_an_error_leaves_on_the_screen_what_was_thought():
     console = screen(80, 40)
     with pytest.raises(Unavailable):
         async with asyncio.timeout(10):
-            await show_live(board(), Replayed([tick(1)], Unavailable("gone")), console, GREY, 0.0)
+            await show_live(board(), Replayed([tick(1)], Unavailable("gone")), console, as_digits, 0.0)
     assert "0.03" in console.file.getvalue()
 
 

@@ -1,6 +1,8 @@
 """The command line of `ctm-think`."""
 
 import argparse
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +13,15 @@ _MODEL = "mnist"
 _PACE = 0.06
 _DAY = 86400.0
 _OF_TEXT = ("max_links", "temperature", "top_k", "top_p", "stop", "seed")
+_SIGNS = re.compile(r"-[+-]*\+[+-]*|-{3,}")
+_GUARD = "\0"  # which no argument can hold: a program's arguments end with it
 _EPILOGUE = """\
 examples:
   ctm-think examples/digits/7-easy.png
   ctm-think --threshold 0.99 --patience 3 examples/digits/*.png
   ctm-think --json examples/digits/*.png | jq -c 'select(.event == "answer")'
+  ctm-think --model maze --attention examples/mazes/*.png
+  ctm-think --model parity +--+-++-++----+-
   ctm-think --model kjv --max-links 60 "In the beginning"
 
 Pictures of any size and kind become grey or RGB, as the model takes them, and
@@ -23,6 +29,10 @@ are made to fit. Models of handwriting know light ink on a dark ground: a grey
 picture whose border is light (on average above half of white) is inverted,
 unless --invert or --no-invert is given. A .npy file holds the model's input
 itself, [shape] or [rows, shape], and is taken as it is.
+
+Mazes have black walls, white ways, one red pixel to start from and one green to
+reach; their pictures have the model's size, or a whole number of times it. Signs
+are typed, as in +--+, one for each position that the model answers at.
 
 Models of text take texts in their place, and write on: each token is a thought,
 shaded by the ticks that it took.
@@ -48,6 +58,7 @@ class Options:
     top: int = 3
     timeout: float | None = None
     invert: bool | None = None
+    attention: bool = False
     json: bool = False
     pace: float = _PACE
     max_links: int | None = None
@@ -64,14 +75,18 @@ class Options:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ctm-think",
         description="Watch a model think, tick by tick, until it is certain.",
         epilog=_EPILOGUE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "inputs", metavar="INPUT", nargs="+", help="a picture, a .npy array, a text, or - for standard input"
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        type=_unguarded,
+        help="a picture, a .npy array, a text, signs, or - for standard input",
     )
 
     where = parser.add_argument_group("where")
@@ -104,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     show = parser.add_argument_group("what to show")
     show.add_argument("--top", type=_whole(1), default=3, metavar="K", help="leading classes; default: %(default)s")
     show.add_argument("--invert", action=argparse.BooleanOptionalAction, help="swap light and dark; see below")
+    show.add_argument("--attention", action="store_true", help="where it looks, too")
     show.add_argument("--json", action="store_true", help="a line of JSON for each event, for scripts")
     show.add_argument(
         "--pace",
@@ -113,6 +129,20 @@ def parser() -> argparse.ArgumentParser:
         help="on a terminal, draw a tick no faster than this; times shown are the real ones; default: %(default)s",
     )
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes signs such as -++- for an input, though they begin as an option does."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments = sys.argv[1:] if args is None else args
+        return super().parse_known_args(
+            [_GUARD + one if _SIGNS.fullmatch(one) else one for one in arguments], namespace
+        )
+
+
+def _unguarded(text: str) -> str:
+    return text.removeprefix(_GUARD)
 
 
 def _whole(low: int, end: int = 2**32) -> Callable[[str], int]:

@@ -1,9 +1,12 @@
 """What is known so far of the thoughts on the screen."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from serving.client import Answer, Event, StopReason, Summary, Tick
+from rich.text import Text
+
+from serving.client import Answer, ClassScore, Event, StopReason, Summary, Tick
 from serving.terminal.images import Loaded
 
 REASONS = {
@@ -15,6 +18,11 @@ REASONS = {
     StopReason.TICK_BUDGET: "out of ticks",
     StopReason.DEADLINE: "out of time",
 }
+
+
+def leaders(top: Sequence[ClassScore]) -> str:
+    """The best classes and how likely they are: `7 0.97  9 0.02`."""
+    return "  ".join(f"{one.label} {one.score:.2f}" for one in top)
 
 
 @dataclass(slots=True)
@@ -36,6 +44,10 @@ class Board:
     """At which certainty a thought stops; None when it is not what stops it."""
     max_ticks: int
     thoughts: list[Thought]
+    words: Callable[[Sequence[ClassScore]], str] = leaders
+    """A prediction in a line of plain text."""
+    positions: bool = False
+    """Whether an answer is a label at each of several positions."""
     began: float = field(default_factory=time.monotonic)
     """When it was asked."""
     first_tick_seconds: float | None = None
@@ -57,6 +69,11 @@ class Board:
             case Summary():
                 self.summary, self.seconds = event, seconds
         return seconds
+
+    def header(self) -> Text:
+        """The model, and when its thoughts stop."""
+        rule = f"certain from {self.threshold:.2f}, " if self.threshold is not None else ""
+        return Text.assemble((self.model, "bold"), (f"  {rule}at most {self.max_ticks} ticks", "dim"))
 
     def times(self) -> str:
         """How long it took, for people: `first tick after 2.1 ms, all after 5.3 ms`."""

@@ -10,6 +10,9 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
+RGB = tuple[int, int, int]
+"""Red, green and blue, each from 0 to 255."""
+
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LEVELS = "▁▂▃▄▅▆▇█"
 _SHADES = " ░▒▓█"
@@ -33,6 +36,13 @@ def class_style(index: int) -> Style:
     return Style(color=_CLASS_COLOURS[index % len(_CLASS_COLOURS)])
 
 
+def class_colour(index: int) -> RGB:
+    colour = class_style(index).color
+    assert colour is not None, "every class has a colour"
+    red, green, blue = colour.get_truecolor()
+    return red, green, blue
+
+
 def certainty_style(certainty: float) -> Style:
     """From red for 0 over yellow to green for 1."""
     stops = np.array([[214, 69, 65], [222, 170, 50], [60, 179, 90]], float)
@@ -40,6 +50,17 @@ def certainty_style(certainty: float) -> Style:
     lower = min(int(place), 1)
     red, green, blue = stops[lower] + (stops[lower + 1] - stops[lower]) * (place - lower)
     return Style(color=Color.from_rgb(red, green, blue))
+
+
+def blend(first: RGB, second: RGB, share: float) -> RGB:
+    """The colour that is `share` of the way from the first to the second; the ends for shares outside [0, 1]."""
+    share = min(max(share, 0.0), 1.0)
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
+    return red, green, blue
+
+
+def rgb(colour: RGB) -> Color:
+    return Color.from_rgb(*colour)
 
 
 def bar(value: float, width: int, style: Style, *, mark: float | None = None) -> Text:

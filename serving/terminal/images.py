@@ -51,13 +51,15 @@ def is_picture(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
 
 
-def load(source: str, spec: bundle_pb2.TensorSpec, *, invert: bool | None = None) -> list[Loaded]:
+def load(source: str, spec: bundle_pb2.TensorSpec, *, invert: bool | None = None, fit: bool = True) -> list[Loaded]:
     """The rows that a file holds: one for a picture, one or more for a `.npy` array.
 
     Args:
         source: a path, or `-` for the standard input.
         invert: swap light and dark; None does so for a grey model when the picture's border is light, on average more
             than half of white. Models of handwriting see light ink on a dark ground. Arrays are never inverted.
+        fit: make a picture of another size fit. False takes it as it is, or made larger a whole number of times, every
+            pixel then a square of its own.
 
     Raises:
         UnfitInput: unreadable, or not what the model takes.
@@ -69,7 +71,7 @@ def load(source: str, spec: bundle_pb2.TensorSpec, *, invert: bool | None = None
         raise UnfitInput(f"{source}: {error.strerror or error}") from error
     if data.startswith(_NPY) or source.endswith(".npy"):
         return _from_array(name, data, spec)
-    return [_from_picture(name, data, spec, invert)]
+    return [_from_picture(name, data, spec, invert, fit)]
 
 
 def unit(values: Array, spec: bundle_pb2.TensorSpec) -> NDArray[np.float32]:
@@ -113,7 +115,7 @@ def _cast(name: str, values: Array, dtype: np.dtype[np.generic]) -> Array:
     return cast
 
 
-def _from_picture(name: str, data: bytes, spec: bundle_pb2.TensorSpec, invert: bool | None) -> Loaded:
+def _from_picture(name: str, data: bytes, spec: bundle_pb2.TensorSpec, invert: bool | None, fit: bool) -> Loaded:
     shape = tuple(spec.shape)
     if not is_picture(shape):
         raise UnfitInput(
@@ -125,7 +127,8 @@ def _from_picture(name: str, data: bytes, spec: bundle_pb2.TensorSpec, invert: b
     light_paper = invert is None and grey and _border_brightness(picture) > _BRIGHT
     if invert or light_paper:
         picture = ImageOps.invert(picture)
-    pixels = np.asarray(_fit(picture, shape[-2:]), np.float32) / 255.0
+    fitted = _fit(picture, shape[-2:]) if fit else _as_it_is(name, picture, shape[-2:])
+    pixels = np.asarray(fitted, np.float32) / 255.0
     low, high = _range(spec)
     values = low + pixels * (high - low)
     if len(shape) == 3:
@@ -161,3 +164,16 @@ def _fit(picture: Image.Image, size: tuple[int, ...]) -> Image.Image:
     if picture.size == (width, height):
         return picture
     return ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color=0)
+
+
+def _as_it_is(name: str, picture: Image.Image, size: tuple[int, ...]) -> Image.Image:
+    """Of the height and width asked for: one pixel for each square of a picture that is so many times larger."""
+    height, width = size
+    times = picture.width // width
+    if not times or picture.size != (width * times, height * times):
+        met, wanted = (
+            f"{picture.width} x {picture.height} pixels",
+            f"{width} x {height}, or a whole number of times that",
+        )
+        raise UnfitInput(str(Mismatch(name, met, wanted)))
+    return picture.resize((width, height), Image.Resampling.NEAREST)

@@ -6,6 +6,7 @@ from typing import Any
 
 from serving.client import Answer, AsyncThinking, ClassScore, Event, Summary, Tick
 from serving.terminal.board import Board, outcome
+from serving.terminal.positions import best
 
 
 async def show_lines(board: Board, thinking: AsyncThinking, *, in_json: bool) -> None:
@@ -23,10 +24,10 @@ def plain(board: Board, event: Event) -> str:
     """One event as a line."""
     match event:
         case Tick():
-            leaders = "  ".join(f"{one.label} {one.score:.2f}" for one in event.top)
-            return f"{_name(board, event)}  tick {event.tick:2d}  certainty {event.certainty:.2f}  {leaders}"
+            words = board.words(event.top)
+            return f"{_name(board, event)}  tick {event.tick:2d}  certainty {event.certainty:.2f}  {words}"
         case Answer():
-            label = "no answer" if event.label is None else f"answer {event.label}"
+            label = "no answer" if event.label is None else f"answer {_label(board, event)}"
             abstained = ", abstained" if event.abstained else ""
             return f"{_name(board, event)}  {label}  certainty {event.certainty:.2f}  {outcome(event)}{abstained}"
         case Summary():
@@ -47,21 +48,25 @@ def _fields(board: Board, event: Event) -> dict[str, Any]:
                 "row": event.row,
                 "tick": event.tick,
                 "certainty": round(event.certainty, 6),
-                "top": _top(event.top),
+                **_prediction(board, event),
             }
-            return fields if event.energy is None else fields | {"energy": event.energy}
+            if event.energy is not None:
+                fields["energy"] = event.energy
+            if event.details:
+                fields["details"] = {name: values.tolist() for name, values in event.details.items()}
+            return fields
         case Answer():
             return {
                 "event": "answer",
                 "image": board.thoughts[event.row].image.name,
                 "row": event.row,
-                "label": event.label,
+                **({} if board.positions else {"label": event.label}),
                 "certainty": round(event.certainty, 6),
                 "stop_reason": event.stop_reason.name,
                 "ticks_used": event.ticks_used,
                 "answer_tick": event.answer_tick,
                 "abstained": event.abstained,
-                "top": _top(event.top),
+                **_prediction(board, event),
             }
         case Summary():
             return {
@@ -78,6 +83,18 @@ def _fields(board: Board, event: Event) -> dict[str, Any]:
 
 def _top(scores: tuple[ClassScore, ...]) -> list[dict[str, Any]]:
     return [{"index": one.index, "label": one.label, "score": round(one.score, 6)} for one in scores]
+
+
+def _prediction(board: Board, event: Tick | Answer) -> dict[str, Any]:
+    """The best classes; of several positions the best of each."""
+    if not board.positions:
+        return {"top": _top(event.top)}
+    answers = best(event.top)
+    return {"labels": [one.label for one in answers], "scores": [round(one.score, 6) for one in answers]}
+
+
+def _label(board: Board, answer: Answer) -> str | None:
+    return board.words(answer.top) if board.positions else answer.label
 
 
 def _name(board: Board, event: Tick | Answer) -> str:

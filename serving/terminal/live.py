@@ -3,24 +3,29 @@
 import asyncio
 import time
 from collections import deque
+from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
-from protos import ctm_bundle_pb2 as bundle_pb2
 from serving.client import AsyncThinking, Event, Tick
 from serving.terminal.board import Board
-from serving.terminal.view import View
+
+
+class Draw(Protocol):
+    """Makes the screen of a board."""
+
+    def __call__(self, board: Board, *, running: bool) -> RenderableType: ...
+
 
 _UNDISTURBED_SECONDS = 0.1  # for reading before the first drawing, which takes long enough to spoil the times
 
 
-async def show_live(
-    board: Board, thinking: AsyncThinking, console: Console, spec: bundle_pb2.TensorSpec, pace: float
-) -> None:
+async def show_live(board: Board, thinking: AsyncThinking, console: Console, draw: Draw, pace: float) -> None:
     """Draw every tick.
 
     Args:
+        draw: makes the screen of a board.
         pace: seconds from one drawing to the next. Events are read, and their times taken, as they arrive: a thought
             that is faster than this is drawn after it has ended.
 
@@ -41,14 +46,14 @@ async def show_live(
     reader = asyncio.create_task(read())
     try:
         await asyncio.wait([reader], timeout=_UNDISTURBED_SECONDS)
-        with Live(View(board, spec, running=True), console=console, auto_refresh=False) as live:
+        with Live(draw(board, running=True), console=console, auto_refresh=False) as live:
             while pending or not reader.done():
                 await news.wait()
                 await asyncio.sleep(pace)
                 _next_frame(board, pending)
                 if not (pending or reader.done()):
                     news.clear()
-                live.update(View(board, spec, running=bool(pending) or not reader.done()), refresh=True)
+                live.update(draw(board, running=bool(pending) or not reader.done()), refresh=True)
         await reader  # raises what it met
     finally:
         reader.cancel()

@@ -8,6 +8,8 @@ One                                              Several
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.style import Style
@@ -18,7 +20,9 @@ from protos import ctm_bundle_pb2 as bundle_pb2
 from serving.client import Answer, ClassScore, Tick
 from serving.terminal.board import Board, Thought, outcome
 from serving.terminal.draw import bar, certainty_style, class_style, picture, sparkline
+from serving.terminal.grid import in_rows
 from serving.terminal.images import is_picture, unit
+from serving.terminal.looking import ATTENTION, LOOK, over_pixels
 
 _LARGE, _SMALL = 28, 14  # columns of a picture
 _WIDE = 72  # columns of a screen that has room for a large one
@@ -41,18 +45,13 @@ class View:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room = console.height - 3 if self.running else None
-        yield self._header()
+        yield self.board.header()
         if len(self.board.thoughts) == 1:
             yield self._one(self.board.thoughts[0], console, options.max_width, room)
         else:
             yield self._cards(console, options.max_width, room)
         if not self.running:
             yield Text(self.board.times(), "dim")
-
-    def _header(self) -> Text:
-        board = self.board
-        rule = f"certain from {board.threshold:.2f}, " if board.threshold is not None else ""
-        return Text.assemble((board.model, "bold"), (f"  {rule}at most {board.max_ticks} ticks", "dim"))
 
     def _one(self, thought: Thought, console: Console, width: int, room: int | None) -> RenderableType:
         columns = _LARGE if width >= _WIDE else _SMALL
@@ -85,20 +84,10 @@ class View:
         return line
 
     def _cards(self, console: Console, width: int, room: int | None) -> RenderableType:
-        across = max((width + 1) // (_CARD + 1), 1)
         thoughts = self.board.thoughts
-        rows = [thoughts[first : first + across] for first in range(0, len(thoughts), across)]
-        if room is not None:
-            fit = max(room // _CARD_ROWS, 1)
-            while len(rows) > fit and all(thought.answer for thought in rows[0]):
-                rows.pop(0)  # has been seen to its end
-            rows = rows[:fit]
-        grid = Table.grid(padding=(0, 1, 0, 0))
-        for _ in range(across):
-            grid.add_column(width=_CARD)
-        for row in rows:
-            grid.add_row(*(self._card(thought, console) for thought in row))
-        return grid
+        cards = [self._card(thought, console) for thought in thoughts]
+        ended = [thought.answer is not None for thought in thoughts]
+        return in_rows(cards, ended, card=(_CARD, _CARD_ROWS), width=width, room=room)
 
     def _card(self, thought: Thought, console: Console) -> Panel:
         grid = Table.grid(padding=(0, 1, 0, 0))
@@ -121,7 +110,20 @@ class View:
         if not is_picture(shape):
             return Text(f"{self.spec.name} {list(shape)}", "dim")
         colour = console.color_system is not None and not console.no_color
-        return picture(unit(thought.image.values, self.spec), columns, colour=colour)
+        brightness = unit(thought.image.values, self.spec)
+        if thought.ticks and ATTENTION in thought.ticks[-1].details:
+            brightness = _looked_at(brightness, thought.ticks[-1])
+        return picture(brightness, columns, colour=colour)
+
+
+def _looked_at(brightness: NDArray[np.float32], tick: Tick) -> NDArray[np.float32]:
+    """The image in colour, [3, H, W], tinted where the tick looks."""
+    height, width = brightness.shape[-2:]
+    planes = np.broadcast_to(brightness, (3, height, width))
+    share = 0.7 * over_pixels(tick, (height, width))
+    tint = np.array(LOOK, np.float32)[:, None, None] / 255.0
+    tinted: NDArray[np.float32] = (planes + (tint - planes) * share).astype(np.float32)
+    return tinted
 
 
 def _card_lines(thought: Thought) -> list[Text]:

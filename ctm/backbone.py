@@ -60,8 +60,10 @@ class Digit(nn.Module):
 
 
 class Lattice(nn.Module):
-    """One feature for each cell of a drawn lattice, [B, C, 2 n + 1, 2 m + 1] to [B, I, n, m]: a cell stands at odd
-    coordinates and sees the walls around it, then its neighbours. Local on purpose: the way through is for ticks to find.
+    """One feature for each cell of a drawn lattice, [B, C, 2 n + 1, 2 m + 1] to [B, I, n, m].
+
+    A cell stands at odd coordinates; it sees the walls around it, then its neighbours. Local on purpose: the way
+    through is for ticks to find.
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:

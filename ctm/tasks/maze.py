@@ -13,6 +13,7 @@ import random
 import zlib
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 
 import networkx as nx
 import numpy as np
@@ -114,9 +115,9 @@ def draw_maze(config: MazeConfig, part: str, number: int) -> tuple[Bytes, Bytes]
             break
     pixels = [(2 * row + 1, 2 * column + 1) for row, column in route]
     moves = np.full(config.route, WAIT, dtype=np.uint8)
-    for step, (here, there) in enumerate(zip(route, route[1:], strict=False)):
+    for number, (here, there) in enumerate(pairwise(route)):
         # From cell to cell are two pixels.
-        moves[2 * step : 2 * step + 2] = OFFSETS.index((there[0] - here[0], there[1] - here[1]))
+        moves[2 * number : 2 * number + 2] = OFFSETS.index((there[0] - here[0], there[1] - here[1]))
     image[pixels[0]], image[pixels[-1]] = START, END
     return image, moves
 

@@ -1,11 +1,13 @@
 """From what a step did to what Prometheus reads."""
 
+from dataclasses import replace
 from math import inf
 
 import pytest
 from fake_bundle import fake_bundle
 from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.openmetrics import exposition as openmetrics
+from scripted import ScriptedChain
 
 from serving import errors
 from serving.engine import StepReport
@@ -126,6 +128,36 @@ def test_ticks_of_a_request_are_those_of_all_its_rows():
     progress.ticks_used = 300
     seen = Observed(StepReport(finished=[progress]))
     assert (seen["ctm_request_ticks_count"], seen["ctm_request_ticks_sum"]) == (1, 300)
+
+
+def chain(*links: int) -> Progress:
+    """A request that ended, of rows with these many answers."""
+    asked = replace(REQUEST, rows=len(links), chain=ScriptedChain())
+    progress = Progress(asked)
+    progress.links = list(links)
+    return progress
+
+
+def test_links_of_chains_are_counted_by_row_and_single_thoughts_are_not():
+    single = Observed(StepReport(finished=[Progress(REQUEST)]))
+    assert single["ctm_chain_links_count"] is None
+    seen = Observed(StepReport(finished=[chain(3, 40)]), StepReport(finished=[chain(1)]))
+    assert (seen["ctm_chain_links_count"], seen["ctm_chain_links_sum"]) == (3, 44)
+    seen.metrics.forget("fake", 1)
+    assert seen["ctm_chain_links_count"] is None
+
+
+def test_a_link_that_nobody_is_answered_is_a_thought_and_no_abstention():
+    waited = Ended(Thought(REQUEST, 0, link=4), StopReason.DEADLINE)
+    seen = Observed(StepReport(ended=[waited], now=103.0))
+    assert seen.get("ctm_thoughts_total", stop_reason="DEADLINE") == 1
+    assert seen["ctm_abstentions_total"] == 0
+
+
+def test_a_link_waits_for_its_slot_since_the_answer_before():
+    link = Thought(REQUEST, 0, admitted=True, admission_time=150.0, link=2, link_time=149.5)
+    seen = Observed(StepReport(admitted=[link], now=150.0))
+    assert (seen["ctm_queue_seconds_count"], seen["ctm_queue_seconds_sum"]) == (1, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,23 @@ async def test_when_the_grace_is_over_what_waits_is_unavailable_and_what_runs_an
         assert (await waiting).code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_what_was_answered_before_a_failure_is_sent_before_its_status():
+    async with scripted_server() as server:
+        tick = server.backend._tick
+
+        def fail_the_second(rows: int, side: int, details: bool) -> None:
+            server.backend.fail_next_tick = server.backend.num_ticks == 1
+            tick(rows, side, details)
+
+        server.backend._tick = fail_the_second
+        call = server.stub.Think(think(SURE, SLOW, stream=pb.StreamPolicy(every=0)))
+        first = await call.read()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+    assert (first.answer.row, first.answer.stop_reason) == (0, pb.CERTAIN)
+    assert raised.value.code() == grpc.StatusCode.INTERNAL
+
+
 @pytest.mark.parametrize("what", ["fail_next_encode", "fail_next_tick"])
 async def test_a_failing_backend_is_internal_for_those_it_held_and_serves_the_next(what):
     async with scripted_server() as server:

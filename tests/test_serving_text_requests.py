@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_text import BUNDLE, VOCABULARY, WINDOW, library_tokenizer, tokens_of
 
+from test_serving_text_chain import finished
+
 from protos import ctm_serving_pb2 as pb
 from serving.errors import InvalidRequest
 from serving.request import Request
@@ -246,8 +248,6 @@ def test_what_a_caller_asks_of_the_chain(fields, expected):
 
 
 def test_a_seed_is_drawn_for_those_who_give_none():
-    from test_serving_text_chain import finished
-
     seeds = {finished(parse().chain).seed for _ in range(8)}
     assert len(seeds) > 1
     assert all(0 <= seed < 2**32 for seed in seeds)

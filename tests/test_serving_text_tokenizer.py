@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripted_text import VOCABULARY, library_tokenizer, tokenizer_file, tokens_of
+from scripted_text import END, VOCABULARY, library_tokenizer, tokenizer_file, tokens_of
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from serving.mismatch import Mismatch
@@ -29,6 +29,11 @@ def test_a_prompt_is_never_cut_short_nor_padded():
     file.enable_truncation(2)
     file.enable_padding(length=50)
     assert OurTokenizer(file.to_str().encode()).encode("In the beginning") == OURS.encode("In the beginning")
+
+
+def test_a_special_token_may_be_written_in_a_prompt_and_is_never_read_out():
+    assert OURS.encode("<|endoftext|>In") == [END, *tokens_of("In")]
+    assert OURS.pieces[END] == b""
 
 
 def test_labels_say_what_a_token_stands_for():

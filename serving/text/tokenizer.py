@@ -40,7 +40,7 @@ class Tokenizer:
         return len(self.pieces)
 
     def encode(self, text: str) -> list[int]:
-        """A text's tokens; none are added around it."""
+        """A text's tokens; none are added around it. A special token's name in the text stands for that token."""
         tokens: list[int] = self._library.encode(text, add_special_tokens=False).ids
         return tokens
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_text import BUNDLE, VOCABULARY, WINDOW, library_tokenizer, tokens_of
-
 from test_serving_text_chain import finished
 
 from protos import ctm_serving_pb2 as pb

@@ -101,10 +101,10 @@ class MazeConfig:
     test_rows: int = 5000
 
     def __post_init__(self) -> None:
-        check_range("task.maze.size", self.size, 2, 100)
-        longest = 2 * (self.size - 1)
-        # No spanning tree need hold a route longer than from corner to corner.
-        check_range("task.maze.shortest", self.shortest, 2, 2 * longest)
+        # Smaller ones are too few for parts that share none.
+        check_range("task.maze.size", self.size, 4, 100)
+        # From corner to corner; not every maze holds a longer route.
+        check_range("task.maze.shortest", self.shortest, 2, 4 * (self.size - 1))
         check_range("task.maze.route", self.route, self.shortest, math.inf)
         for name in ("train_mazes", "held_out_rows", "test_rows"):
             check_range(f"task.maze.{name}", getattr(self, name), 1, math.inf)

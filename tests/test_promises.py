@@ -1,6 +1,7 @@
 """What makes this server worth having: batching changes nothing, to the bit, on the models that ship."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from serving.backends.load import load_backend
 from serving.bundle import Bundle, load_bundle
 from serving.engine import Engine, StepReport
-from serving.events import Answer, Event, Tick
+from serving.events import Answer, Event, Summary, Tick
 from serving.request import Request, StopPolicy, StreamPolicy
 from serving.scheduler import Scheduler
 from serving.settings import BackendConfig, EngineConfig
@@ -120,6 +121,43 @@ def test_no_state_of_one_thought_reaches_another(mnist, digits, alone):
         digit = ticks % len(digits)
         (mine,) = run(engine, [ask(mnist, digits[digit][None])]).values()
         assert fingerprint(mine) == alone[digit]
+
+
+class OneAfterAnother:
+    """A chain over all digits, from the one after `first`."""
+
+    def __init__(self, name: str, digits: np.ndarray, first: int) -> None:
+        self.name, self.digits, self.first = name, digits, first
+
+    def digit(self, link: int) -> int:
+        return (self.first + link) % len(self.digits)
+
+    def follow(self, answer: Answer) -> dict[str, np.ndarray] | None:
+        if answer.link + 1 == len(self.digits):
+            return None
+        return {self.name: self.digits[self.digit(answer.link + 1)][None]}
+
+    def finish(self, summary: Summary) -> None:
+        summary.seed = 0
+
+
+@pytest.mark.parametrize("num_slots", [1, 3, 8])
+def test_no_link_of_a_chain_leaks_into_the_next_or_into_another_chain(mnist, digits, alone, num_slots):
+    """Whatever thought before it, in its own chain or beside it, each link is what its digit is by itself."""
+    engine, name = make_engine(mnist, num_slots), mnist.program.inputs[0].name
+    leaver = replace(ask(mnist, digits), chain=OneAfterAnother(name, digits, 0))
+    engine.submit(leaver)
+    for _ in range(5):
+        engine.step(StepReport())
+    engine.cancel(leaver, StepReport())
+    chains = [OneAfterAnother(name, digits, first) for first in range(0, len(digits), 3)]
+    requests = [replace(ask(mnist, digits[chain.first][None]), chain=chain) for chain in chains]
+    events = run(engine, requests)
+    for chain, asked in zip(chains, requests, strict=True):
+        for link in range(len(digits)):
+            mine = [event for event in events[asked][:-1] if event.link == link]
+            assert fingerprint(mine) == alone[chain.digit(link)]
+    assert engine.scheduler.num_running == 0
 
 
 def test_the_shipped_threshold_saves_ticks_on_the_examples(mnist, alone):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctm.config import CTMConfig
 from ctm.frozen import CertaintyReadout, ConvolutionNeurons, MatmulNeurons, compose, synapse_after
 from ctm.model import CTM, Context, State
 
@@ -32,6 +33,13 @@ class TensorSpec:
     """As Open Inference names it."""
     role: Role | None = None
     description: str = ""
+    minimum: float | None = None
+    """Inputs only: what values mean anything."""
+    maximum: float | None = None
+    length_of: str = ""
+    """Inputs only: this number says how many leading entries of that other input count."""
+    buckets: tuple[int, ...] = ()
+    """Inputs only, with a length: sizes that the first dimension may be cut to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,14 +76,19 @@ def specify(model: CTM, input_name: str = "input") -> Program:
             TensorSpec(name="keys", shape=(heads, tokens, per_head)),
             TensorSpec(name="values", shape=(heads, tokens, per_head)),
         ),
-        state=(
-            TensorSpec(name="trace", shape=(config.width, config.memory), description="pre-activations, newest last"),
-            TensorSpec(name="post", shape=(config.width,), description="post-activations"),
-            TensorSpec(name="action_sum", shape=(config.action_pairs,), description="decayed pair products"),
-            TensorSpec(name="out_sum", shape=(config.out_pairs,), description="decayed pair products"),
-            TensorSpec(name="ticks_done", shape=(), datatype="INT64", description="finished ticks of this row"),
-        ),
+        state=specify_state(config),
         outputs=tuple(outputs),
+    )
+
+
+def specify_state(config: CTMConfig) -> tuple[TensorSpec, ...]:
+    """What a thought carries from tick to tick."""
+    return (
+        TensorSpec(name="trace", shape=(config.width, config.memory), description="pre-activations, newest last"),
+        TensorSpec(name="post", shape=(config.width,), description="post-activations"),
+        TensorSpec(name="action_sum", shape=(config.action_pairs,), description="decayed pair products"),
+        TensorSpec(name="out_sum", shape=(config.out_pairs,), description="decayed pair products"),
+        TensorSpec(name="ticks_done", shape=(), datatype="INT64", description="finished ticks of this row"),
     )
 
 
@@ -139,8 +152,8 @@ class Encode(nn.Module):
         return pack_context(self.model.attention.context(tokens_BLI))
 
 
-class Tick(nn.Module):
-    """One tick of rows that may each be at a different tick."""
+class FrozenCore(nn.Module):
+    """One tick as far as the out sync, of rows that may each be at a different tick."""
 
     root_beta_action: Tensor
     root_beta_out: Tensor
@@ -150,24 +163,17 @@ class Tick(nn.Module):
     right: Tensor
 
     @torch.no_grad()
-    def __init__(self, model: CTM, tick_cap: int, *, convolve: bool = False) -> None:
-        """Freeze a model.
-
-        Args:
-            tick_cap: the most ticks a row may run; the tables are this long.
-            convolve: compute the neuron-level models as convolutions where they allow it. Faster in ONNX Runtime on a
-                CPU, where it is a third of a tick; many times slower in torch.
-        """
+    def __init__(self, model: CTM, tick_cap: int, *, convolve: bool) -> None:
+        """Freeze a model; the arguments are those of `Tick`."""
         super().__init__()
         if tick_cap < 1:
             raise ValueError(f"tick_cap must be at least 1, got {tick_cap}")
         config, attention = model.config, model.attention
-        self.heads, self.answer_shape, self.last_row = config.heads, config.answer_shape, tick_cap - 1
+        self.heads, self.last_row = config.heads, tick_cap - 1
         self.query = compose(attention.query, model.query, scale=(config.attention_width // config.heads) ** -0.5)
         self.synapse = synapse_after(attention.out, model.synapse)
         convolve = convolve and ConvolutionNeurons.can_compute(model.neurons)
         self.neurons = (ConvolutionNeurons if convolve else MatmulNeurons)(model.neurons)
-        self.readout, self.certainty, self.energy = model.readout, CertaintyReadout(self.answer_shape), model.energy
 
         action, out = model.action_sync, model.out_sync
         root_beta_action, root_beta_out = model.root_beta_table(tick_cap)
@@ -184,6 +190,61 @@ class Tick(nn.Module):
         self,
         keys: Tensor,
         values: Tensor,
+        mask_BL: Tensor | None,
+        trace: Tensor,
+        post: Tensor,
+        action_sum: Tensor,
+        out_sum: Tensor,
+        ticks_done: Tensor,
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """The next state, the out sync, and attention's weights, [B, h, L]; the mask is added to attention's scores."""
+        # A slot that nobody thinks in ticks on with the others for ever: it stays at the last row of the tables.
+        row_B = ticks_done.clamp(max=self.last_row)
+
+        sync_action = action_sum / F.embedding(row_B, self.root_beta_action)
+        query_Bh1K = self.query(sync_action).unflatten(-1, (self.heads, 1, -1))
+        scores_Bh1L = torch.matmul(query_Bh1K, keys.transpose(-1, -2))
+        if mask_BL is not None:
+            scores_Bh1L = scores_Bh1L + mask_BL[:, None, None]
+        attention_Bh1L = scores_Bh1L.softmax(-1)
+        found_BI = torch.matmul(attention_Bh1L, values).flatten(1)
+
+        pre = self.synapse(torch.cat([found_BI, post], dim=-1))
+        next_trace = torch.cat([trace[:, :, 1:], pre.unsqueeze(-1)], dim=-1)
+        next_post_DB = self.neurons(next_trace, post)
+
+        # Picking whole rows of [D, B] is one copy for each pair; picking numbers out of [D, B] would be B.
+        products = (next_post_DB.index_select(0, self.left) * next_post_DB.index_select(0, self.right)).T
+        action_products, out_products = products.split(self.pairs, dim=-1)
+        next_action_sum = self.keep_action * action_sum + action_products
+        next_out_sum = self.keep_out * out_sum + out_products
+
+        sync_out = next_out_sum / F.embedding(row_B, self.root_beta_out)
+        next_state = (next_trace, next_post_DB.T, next_action_sum, next_out_sum, ticks_done + 1)
+        return next_state, sync_out, attention_Bh1L.squeeze(-2)
+
+
+class Tick(nn.Module):
+    """One tick of rows that may each be at a different tick."""
+
+    @torch.no_grad()
+    def __init__(self, model: CTM, tick_cap: int, *, convolve: bool = False) -> None:
+        """Freeze a model.
+
+        Args:
+            tick_cap: the most ticks a row may run; the tables are this long.
+            convolve: compute the neuron-level models as convolutions where they allow it. Faster in ONNX Runtime on a
+                CPU, where it is a third of a tick; many times slower in torch.
+        """
+        super().__init__()
+        self.core = FrozenCore(model, tick_cap, convolve=convolve)
+        self.answer_shape = model.config.answer_shape
+        self.readout, self.certainty, self.energy = model.readout, CertaintyReadout(self.answer_shape), model.energy
+
+    def forward(
+        self,
+        keys: Tensor,
+        values: Tensor,
         trace: Tensor,
         post: Tensor,
         action_sum: Tensor,
@@ -191,28 +252,9 @@ class Tick(nn.Module):
         ticks_done: Tensor,
     ) -> tuple[Tensor, ...]:
         """Arguments and results in the order of `specify`: context, state; next state, outputs."""
-        # A slot that nobody thinks in ticks on with the others for ever: it stays at the last row of the tables.
-        row_B = ticks_done.clamp(max=self.last_row)
-
-        sync_action = action_sum / F.embedding(row_B, self.root_beta_action)
-        query_Bh1K = self.query(sync_action).unflatten(-1, (self.heads, 1, -1))
-        attention_Bh1L = torch.matmul(query_Bh1K, keys.transpose(-1, -2)).softmax(-1)
-        found_BI = torch.matmul(attention_Bh1L, values).flatten(1)
-
-        pre = self.synapse(torch.cat([found_BI, post], dim=-1))
-        next_trace = torch.cat([trace[:, :, 1:], pre.unsqueeze(-1)], dim=-1)
-        next_post_DB = self.neurons(next_trace, post)
-
-        # Picking whole rows of [D, B] is one copy for each pair; picking numbers out of [B, D] would be B.
-        products = (next_post_DB.index_select(0, self.left) * next_post_DB.index_select(0, self.right)).T
-        action_products, out_products = products.split(self.pairs, dim=-1)
-        next_action_sum = self.keep_action * action_sum + action_products
-        next_out_sum = self.keep_out * out_sum + out_products
-
-        sync_out = next_out_sum / F.embedding(row_B, self.root_beta_out)
+        state, sync_out, attention = self.core(keys, values, None, trace, post, action_sum, out_sum, ticks_done)
         prediction = self.readout(sync_out).unflatten(-1, self.answer_shape)
         outputs = [prediction, self.certainty(prediction)]
         if self.energy is not None:
             outputs.append(self.energy(sync_out))
-        outputs.append(attention_Bh1L.squeeze(-2))
-        return next_trace, next_post_DB.T, next_action_sum, next_out_sum, ticks_done + 1, *outputs
+        return *state, *outputs, attention

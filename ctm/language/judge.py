@@ -1,4 +1,4 @@
-"""What a language model does with a text, tick by tick: how many bits a byte costs, how certain it is, how often right."""
+"""What a language model does with a text, tick by tick: bits a byte, certainty, and how often it is right."""
 
 # Shapes: N tokens that were predicted, T ticks.
 

@@ -1,8 +1,8 @@
 """GPT-2 + CTM: GPT-2 reads the text so far, and a thought about it decides what comes next, one thought a token.
 
-    tokens ── GPT-2 ──> features ─┬─ + positions ─> keys, values ──> CTM ticks ──> out sync ── readout ─┐ alpha
-                                  └──────────────────────────────────────────────────────────────────> + ── head ──> logits
-                                                                                              1 - alpha
+    tokens ── GPT-2 ──> features ─┬─ + positions ─> keys, values ──> ticks ──> out sync ── readout ─┐ alpha
+                                  └──────────────────────────────────────────────────────────────> + ── head ──> logits
+                                                                                         1 - alpha
 
 The thought's logits and GPT-2's are mixed by a learned alpha. Both come from the same head, which is linear, so what is
 mixed is what goes into it: one product with the vocabulary instead of two, and the same numbers.
@@ -89,6 +89,10 @@ class LanguageCTM(nn.Module):
         """[N, V], outside autocast's half precision."""
         return F.linear(mixed_NE, self.gpt2.head).float()
 
+    def certainty(self, logits_NV: Tensor) -> Tensor:
+        """1 - normalised entropy over the vocabulary, [N]."""
+        return certainty(logits_NV, logits_NV.shape[-1:])
+
     def forward(self, tokens_BL: Tensor, targets_BL: Tensor) -> TokenLoss:
         """Think after every token about the next one, and compare.
 
@@ -158,7 +162,7 @@ class LanguageCTM(nn.Module):
         losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
         best_N, token_N = logits_NV.max(dim=-1)
         confidence_N = (best_N - logits_NV.logsumexp(dim=-1)).exp()
-        return losses_N, certainty(logits_NV, logits_NV.shape[-1:]), (token_N == targets_N).float(), confidence_N
+        return losses_N, self.certainty(logits_NV), (token_N == targets_N).float(), confidence_N
 
     def _final_loss(self, mixed_NE: Tensor, targets_N: Tensor) -> TokenLoss:
         """Of the one tick that is read."""

@@ -31,8 +31,8 @@ unless --invert or --no-invert is given. A .npy file holds the model's input
 itself, [shape] or [rows, shape], and is taken as it is.
 
 Mazes have black walls, white ways, one red pixel to start from and one green to
-reach; their pictures have the model's size, or a whole number of times it. Signs
-are typed, as in +--+, one for each position that the model answers at.
+reach; their pictures have the model's size, or a whole number of times it.
+Signs are typed, as in +--+, one for each position that the model answers at.
 
 Models of text take texts in their place, and write on: each token is a thought,
 shaded by the ticks that it took.

@@ -12,6 +12,11 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", type=Path, default=_ROOT / "model_store", help="folder of published models [%(default)s]"
     )
+    add_mnist_option(parser)
+
+
+def add_mnist_option(parser: argparse.ArgumentParser) -> None:
+    """Where MNIST is."""
     found = os.environ.get("CTM_MNIST_DIR")
     parser.add_argument(
         "--data-dir",

@@ -1,0 +1,83 @@
+"""The comparison of certainty and energy: how rules are chosen, and one small run of it all."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.energy_stopping import RULES, Thoughts, loosest, main
+from ctm.energy import StopRule
+from ctm.judge import Judged
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _thoughts() -> Thoughts:
+    """Four rows of three ticks, ever more certain and ever lower in energy; right from the first, second or third."""
+    certainty_NT = np.array([[0.55, 0.75, 0.92]] * 4, np.float32)
+    correct_NT = np.array([[1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 0, 1]], np.float32)
+    judged = Judged(correct_NT, certainty_NT, certainty_NT, whole=correct_NT, unpadded=correct_NT)
+    return Thoughts(judged, np.array([[4.0, 2.0, 1.0]] * 4, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("loss", "rules"),
+    [
+        pytest.param(
+            0.0,
+            {
+                "certainty": StopRule(certainty=0.76),
+                "energy": StopRule(energy=1.0),
+                "energy settled": StopRule(delta=2.0),
+                "as shipped": StopRule(certainty=0.76, energy=1.0),
+            },
+            id="no loss: the third tick",
+        ),
+        pytest.param(
+            0.25,
+            {
+                "certainty": StopRule(certainty=0.56),
+                "energy": StopRule(energy=2.0),
+                "energy settled": StopRule(delta=2.0),
+                "as shipped": StopRule(certainty=0.56, energy=2.0),
+            },
+            id="a quarter: the second",
+        ),
+    ],
+)
+def test_each_rule_is_the_loosest_that_loses_no_more(loss: float, rules: dict[str, StopRule]) -> None:
+    assert {name: choose(_thoughts(), loss) for name, choose in RULES.items()} == rules
+
+
+def test_where_every_rule_loses_too_much_all_ticks_are_run() -> None:
+    assert loosest(_thoughts(), [StopRule(certainty=0.0)], 0.0) == StopRule()
+
+
+def test_a_small_comparison_from_training_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "configs" / "digits-energy.toml").read_text()
+    for old, new in (
+        ("updates = 600", "updates = 3"),
+        ("warmup_updates = 50", "warmup_updates = 1"),
+        ("ticks = 12", "ticks = 3"),
+        ('backbone = "digit"', 'backbone = "none"'),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (tmp_path / "small.toml").write_text(text)
+    asked = ["--config", str(tmp_path / "small.toml"), "--seeds", "0", "1", "--beside", "paper"]
+    saved = ["--runs", str(tmp_path / "runs"), "--plot", str(tmp_path / "plot.png"), "--save", str(tmp_path)]
+    assert main([*asked, *saved]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out.splitlines()[-1])
+    assert list(document["beside"]) == ["paper"]
+    assert [len(runs) for runs in document["beside"].values()] == [2]
+    assert "| points allowed | stopped by | mean ticks |" in err
+    assert (tmp_path / "plot.png").stat().st_size > 1_000
+    (results,) = tmp_path.glob("energy_digits_*.json")
+    assert json.loads(results.read_text())["seeds"] == [0, 1]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("weights.safetensors")}
+    assert main([*asked, "--runs", str(tmp_path / "runs")]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("weights.safetensors")}, (
+        "finished runs are not trained again"
+    )

@@ -70,11 +70,13 @@ class Thinker:
             await status.abort(context, error)
         try:
             while events := await outbox.take():
-                failure = events.pop() if isinstance(events[-1], Failure) else None
-                for message in _messages(asked.request_id, events, served):
+                last = events[-1]
+                for message in _messages(
+                    asked.request_id, events[:-1] if isinstance(last, Failure) else events, served
+                ):
                     await context.write(message)
-                if failure is not None:
-                    await status.abort(context, failure.error)
+                if isinstance(last, Failure):
+                    await status.abort(context, last.error)
         except _LOST:
             log.debug("caller lost", extra={"request_id": asked.request_id})
         finally:  # whichever way the call ends; an abort or a CancelledError goes on from here

@@ -43,6 +43,14 @@ def left(thinker: FakeThinker) -> str:
     return thinker.left.get(timeout=5)
 
 
+def arrive(thinker: FakeThinker, request_id: str) -> None:
+    """Wait until the server has a request: one that is cancelled before is never known to it."""
+    until = time.monotonic() + 5
+    while request_id not in [request.request_id for request in thinker.asked]:
+        assert time.monotonic() < until, f"request {request_id} did not arrive"
+        time.sleep(0.005)
+
+
 # ---- the ordinary client
 
 
@@ -125,7 +133,7 @@ def test_answers_are_in_the_order_of_the_rows(thinker: FakeThinker):
 def test_leaving_the_block_cancels(slow: FakeThinker):
     with Client(slow.address) as client:
         with client.think("digits", images(), request_id="a"):
-            time.sleep(0.02)
+            arrive(slow, "a")
         assert left(slow) == "a"
 
 
@@ -289,7 +297,7 @@ async def test_leaving_cancels_an_async_request(slow: FakeThinker, way: str):
         thinking = client.think("digits", images(5), request_id=way)
         if way == "block":
             async with thinking:
-                await asyncio.sleep(0.02)
+                await asyncio.to_thread(arrive, slow, way)
         elif way == "break":
             async for _ in thinking:
                 break
@@ -300,6 +308,7 @@ async def test_leaving_cancels_an_async_request(slow: FakeThinker, way: str):
             with pytest.raises(asyncio.CancelledError):
                 await task
         else:
+            await asyncio.to_thread(arrive, slow, way)
             asyncio.get_running_loop().call_later(0.1, thinking.cancel)
             with pytest.raises(api.Cancelled):
                 await thinking.result()
@@ -366,11 +375,12 @@ async def test_one_request_is_cancelled_alone(slow: FakeThinker, way: str):
         thinking = await session.think("digits", images(5), request_id=way)
         if way == "block":
             async with thinking:
-                await asyncio.sleep(0.02)
+                await asyncio.to_thread(arrive, slow, way)
         elif way == "break":
             async for _ in thinking:
                 break
         else:
+            await asyncio.to_thread(arrive, slow, way)
             asyncio.get_running_loop().call_later(0.1, thinking.cancel)
             with pytest.raises(api.Cancelled):
                 await thinking.result()

@@ -1,10 +1,12 @@
-"""What is descended: the task's loss, or the energy loss alone where the model has an energy head."""
+"""What is descended: the task's loss, with the energies' part where the model has an energy head."""
+
+from typing import Literal
 
 import pytest
 import torch
 
 from ctm.certainty import most_certain
-from ctm.losses import energy_loss, image_loss
+from ctm.losses import energy_contrast, energy_loss, image_loss
 from ctm.model import Thoughts
 from ctm.training.config import LossConfig
 from ctm.training.objective import objective
@@ -43,3 +45,27 @@ def test_with_an_energy_head_cross_entropy_counts_once() -> None:
     for name, other in others.items():
         assert not torch.isclose(loss.value, other, rtol=1e-3), f"seed 0 cannot tell the choice from {name}"
     assert torch.equal(loss.tick, most_certain(given.certainties)), "judged as an evaluation judges"
+
+
+@pytest.mark.parametrize(
+    ("beside", "every_tick", "paper"),
+    [
+        pytest.param("every_tick", 1.0, 0.0, id="as such models were published"),
+        pytest.param("paper", 0.0, 1.0, id="by the paper's loss"),
+        pytest.param("both", 1.0, 1.0, id="by both"),
+    ],
+)
+def test_what_predictions_are_learned_by_beside_the_energies(
+    beside: Literal["every_tick", "paper", "both"], every_tick: float, paper: float
+) -> None:
+    given = thoughts(energy=True)
+    assert given.energies is not None
+    energies = given.predictions, given.energies, TARGETS
+    parts = {
+        "cross-entropy of every tick": every_tick * energy_loss(*energies, scale=0.0).value,
+        "the paper's": paper * image_loss(given.predictions, given.certainties, TARGETS).value,
+        "contrast": 0.5 * energy_contrast(*energies, margin=5.0),
+    }
+    loss = objective(given, TARGETS, "image", LossConfig(energy_beside=beside, energy_margin=5.0, energy_scale=0.5))
+    torch.testing.assert_close(loss.value, torch.stack(list(parts.values())).sum())
+    assert torch.equal(loss.tick, most_certain(given.certainties))

@@ -241,7 +241,7 @@ def test_a_terminated_export_takes_its_own_draft_with_it(
     (store / others).mkdir(parents=True)
     seen: list[str] = []
 
-    def write_onnx(*_: Any) -> None:
+    def write_onnx(*_: Any, **__: Any) -> None:
         seen.extend(path.name for path in store.iterdir())
         signal.raise_signal(signal.SIGTERM)
 

@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ctm.config import CTMConfig
 from ctm.hyper import HyperLinear, describe_hyper, hyper_levels
 from ctm.model import CTM
+from ctm.training.cli import parse
 from serving.bundle import load_bundle
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 HYPER = {"synapse_depth": 3, "hyper_layers": "bottleneck", "hyper_rank": 3, "hyper_nlm_rank": 2, "hyper_gate": True}
 SMALL = {"ticks": 3, "width": 20, "memory": 4, "attention_width": 8, "heads": 2, "out_neurons": 6, "action_neurons": 5,
          "out_dims": 10}  # fmt: skip
@@ -117,3 +119,15 @@ def test_a_served_hyper_thought_has_the_models_numbers(bundle_folder):
         for event in events[:-1]:
             if getattr(event, "tick", None) is not None:
                 np.testing.assert_allclose(event.prediction, expected[row, event.tick - 1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param([], "bottleneck", id="as in the file"),
+        pytest.param(["--model.hyper-layers", "up"], "up", id="by name"),
+        pytest.param(["--model.hyper-layers", "0", "1"], (0, 1), id="by number"),
+    ],
+)
+def test_the_command_line_chooses_layers_by_name_and_by_number(options, expected):
+    assert parse([str(CONFIGS / "mnist-hyper.toml"), *options]).run.model.hyper_layers == expected

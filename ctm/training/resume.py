@@ -12,7 +12,16 @@ from ctm.checkpoint import Checkpoint, CheckpointError, Tensors, read_config
 from ctm.training.config import RunConfig
 from ctm.training.settings import ConfigError, from_table, to_table
 
-ANOTHER_RUN = ("seed", "task.name", "task.mnist.held_out", "task.parity.", "task.maze.", "model.", "language.")
+ANOTHER_RUN = (
+    "seed",
+    "task.name",
+    "task.mnist.held_out",
+    "task.cifar10.held_out",
+    "task.parity.",
+    "task.maze.",
+    "model.",
+    "language.",
+)
 """Keys, or beginnings of keys, that cannot change: what was learned and held out so far was drawn by them."""
 MOVED = ("name", "output_dir")
 """Where a run lies; a folder may have been moved."""

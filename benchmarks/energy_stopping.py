@@ -153,7 +153,7 @@ def _by_settling(held_out: Thoughts, loss: float) -> StopRule:
     return loosest(held_out, (StopRule(delta=value) for value in delta_candidates(held_out.energy)), loss)
 
 
-def _as_shipped(held_out: Thoughts, loss: float) -> StopRule:
+def _by_either(held_out: Thoughts, loss: float) -> StopRule:
     certainty = choose_threshold(held_out.judged, loss)
     energy = choose_energy(held_out.judged, held_out.energy, loss, certainty)
     return StopRule(certainty=certainty) if energy is None else StopRule(certainty=certainty, energy=energy)
@@ -163,7 +163,7 @@ RULES: Mapping[str, Callable[[Thoughts, float], StopRule]] = {
     "certainty": _by_certainty,
     "energy": _by_energy,
     "energy settled": _by_settling,
-    "as shipped": _as_shipped,
+    "either": _by_either,
 }
 """By what thoughts stop: how the rule is found on held-out rows."""
 

@@ -56,12 +56,12 @@ def _pipeline(manifest: Manifest) -> str:
 
 def _introduction(manifest: Manifest) -> str:
     task = f" for the task *{plain(manifest.task)}*" if manifest.task else ""
-    stop = ""
+    rules = []
     if manifest.stop.HasField("certainty_threshold"):
-        threshold = number(manifest.stop.certainty_threshold)
-        stop = f", and stops before that on the tick at which its certainty reaches {threshold}"
-        if manifest.stop.HasField("energy_threshold"):
-            stop += f" or its energy falls to {number(manifest.stop.energy_threshold)}"
+        rules.append(f"its certainty reaches {number(manifest.stop.certainty_threshold)}")
+    if manifest.stop.HasField("energy_threshold"):
+        rules.append(f"its energy falls to {number(manifest.stop.energy_threshold)}")
+    stop = f", and stops before that on the tick at which {' or '.join(rules)}" if rules else ""
     lines = [
         f"# {manifest.name}, version {manifest.version}",
         f"A Continuous Thought Machine ({PAPER}){task}, exported tick by tick: it thinks for up to {manifest.ticks} "
@@ -101,10 +101,12 @@ def _not_measured() -> str:
 
 
 def _quality(manifest: Manifest, quality: Quality) -> str:
-    shipped, alone = quality.shipped, "" if quality.energy is None else " and energy stopping nothing"
+    shipped = quality.shipped
+    which = "shipped threshold" if quality.energy is None else "certainty threshold"
+    alone = "" if quality.energy is None else " and energy stopping nothing"
     text = (
         f"Measured on {quality.rows:,} test rows. Thinking for all {manifest.ticks} ticks and answering at the most "
-        f"certain one, **{quality.accuracy_most_certain:.2%}** are right. At the shipped threshold of "
+        f"certain one, **{quality.accuracy_most_certain:.2%}** are right. At the {which} of "
         f"{shipped.threshold:g}{alone}, **{shipped.accuracy:.2%}** are right after **{shipped.mean_ticks:.2f} ticks** "
         f"on average (standard deviation {shipped.ticks_deviation:.2f}). {quality.rule} "
         "A row that never reaches the threshold answers at its most certain tick."
@@ -132,9 +134,10 @@ def _quality(manifest: Manifest, quality: Quality) -> str:
 
 def _frontier(quality: Quality) -> str:
     points, shipped = quality.frontier, quality.shipped
+    said = "shipped" if quality.threshold is not None else "chosen"
     columns = {
         "threshold": [
-            f"**{point.threshold:g}** (shipped)" if point == shipped else f"{point.threshold:g}" for point in points
+            f"**{point.threshold:g}** ({said})" if point == shipped else f"{point.threshold:g}" for point in points
         ],
         "accuracy": [f"{point.accuracy:.2%}" for point in points],
         "whole answers": [f"{point.whole:.2%}" for point in points if point.whole is not None],

@@ -29,17 +29,20 @@ def render_energy(energy: EnergyQuality, certainty: FrontierPoint) -> str:
 
 def _shipped(energy: EnergyQuality, certainty: FrontierPoint) -> str:
     shipped, rule = energy.shipped, energy.shipped.rule
-    rules = [f"its certainty reaches {number(rule.certainty)}"]
+    rules = []
+    if isfinite(rule.certainty):
+        rules.append(f"its certainty reaches {number(rule.certainty)}")
     if isfinite(rule.energy):
         rules.append(f"its energy is {number(rule.energy)} or less")
     if rule.delta:
         rules.append(f"its energy changes by less than {number(rule.delta)}")
     return (
-        f"A thought stops when {' or when '.join(rules)}, whichever comes first; a request may switch off either. "
-        f"Together **{shipped.accuracy:.2%}** are right after **{shipped.mean_ticks:.2f} ticks** on average (standard "
+        f"A thought stops when {' or when '.join(rules)}; a request may ask for other thresholds or switch a rule off. "
+        f"So **{shipped.accuracy:.2%}** are right after **{shipped.mean_ticks:.2f} ticks** on average (standard "
         f"deviation {shipped.ticks_deviation:.2f}), {shipped.share_certain:.1%} stopped by certainty and "
-        f"{shipped.share_energy:.1%} by energy; with energy switched off {certainty.accuracy:.2%} after "
-        f"{certainty.mean_ticks:.2f}. {energy.rule} A thought that energy stops answers at its last tick."
+        f"{shipped.share_energy:.1%} by energy; by certainty {number(certainty.threshold)} alone "
+        f"{certainty.accuracy:.2%} after {certainty.mean_ticks:.2f}. {energy.rule} A thought that energy stops answers "
+        "at its last tick."
     )
 
 

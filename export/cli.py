@@ -161,7 +161,7 @@ def _measure(command: Command, source: Source) -> _Measured:
     return _Measured(
         source=dataclasses.replace(source, data=data),
         inputs=inputs,
-        threshold=quality.shipped.threshold,
+        threshold=quality.threshold,
         energy_threshold=None if quality.energy is None else quality.energy.threshold,
         quality=quality,
     )

@@ -1,10 +1,10 @@
-"""How thoughts are stopped by energy: the threshold that ships beside certainty's, and what it is worth."""
+"""Whether thoughts stop by certainty, by energy or by either, and what energy is worth: measured on rows of a task."""
 
 # Shapes: N rows, T ticks.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,15 @@ from ctm.energy import EnergyPoint, StopRule, delta_candidates, energy_candidate
 from ctm.frontier import Floats, most_certain_accuracy
 from ctm.judge import Judged
 
+SAVING = 0.05
+"""Share of the ticks that energy must save on held-out rows to ship: less is luck, and one rule is simpler than two."""
 _POINTS = 12
 """Of a frontier in the card."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnergyQuality:
-    """Measured on the test split; the threshold was chosen on held-out training rows."""
+    """Measured on the test split; the rules that ship were chosen on held-out training rows."""
 
     energy: tuple[float, ...]
     """The mean, by tick, as are the next three."""
@@ -37,9 +39,9 @@ class EnergyQuality:
     deltas: tuple[EnergyPoint, ...]
     """What stopping buys once energy has changed by less than a delta, certainty stopping nothing."""
     shipped: EnergyPoint
-    """Under all rules that ship, together."""
+    """Under the rules that ship."""
     rule: str
-    """How the shipped threshold was chosen: a sentence."""
+    """How the shipped rules were chosen: a sentence."""
     energies: Floats
     """[N, T] for the plots."""
 
@@ -49,15 +51,50 @@ class EnergyQuality:
         return self.shipped.rule.energy if isfinite(self.shipped.rule.energy) else None
 
 
+def choose_rule(
+    held_out: Judged, energy_NT: Floats, max_accuracy_loss: float, certainty: float, *, may_omit: bool = True
+) -> tuple[StopRule, str]:
+    """What stops thoughts: certainty, unless energy saves ticks on the held-out rows, alone or beside it.
+
+    Args:
+        max_accuracy_loss: as a share; see `choose_energy`.
+        certainty: the threshold that would ship.
+        may_omit: whether certainty may be left out.
+
+    Returns:
+        The rule, and a sentence that says what the rows said.
+    """
+    alone = choose_energy(held_out, energy_NT, max_accuracy_loss, inf)
+    beside = choose_energy(held_out, energy_NT, max_accuracy_loss, certainty)
+    rules = {"certainty alone": StopRule(certainty=certainty)}
+    if alone is not None and may_omit:
+        rules["energy alone"] = StopRule(energy=alone)
+    if beside is not None:
+        rules["either of the two"] = StopRule(certainty=certainty, energy=beside)
+    values = held_out.certainty, energy_NT, held_out.correct
+    ticks = {name: energy_point(*values, rule).mean_ticks for name, rule in rules.items()}
+    chosen = "certainty alone"
+    for name, mean in ticks.items():
+        if mean < (1 - SAVING) * ticks[chosen]:
+            chosen = name
+    found = ", ".join(f"{name} {mean:.2f}" for name, mean in ticks.items())
+    return rules[chosen], (
+        f"On {len(energy_NT):,} training rows held out of training, at most {100 * max_accuracy_loss:g} points below "
+        f"the most certain tick's accuracy, mean ticks are: {found}. A rule ships in place of one before it where it "
+        f"saves {SAVING:.0%} of the ticks: here {chosen}."
+    )
+
+
 def choose_energy(held_out: Judged, energy_NT: Floats, max_accuracy_loss: float, certainty: float) -> float | None:
     """The largest energy threshold that costs little, and than which no smaller one costs more; None: there is none.
 
-    Little both where certainty stops nothing and where it stops thoughts at its own threshold: both rules ship, and a
-    request may switch off either.
+    Little both where certainty stops nothing and where it stops thoughts at its own threshold: a request may switch off
+    either.
 
     Args:
         max_accuracy_loss: most that may be lost, as a share, against answering at the most certain of all ticks.
-        certainty: the threshold that ships. Where it alone loses more, energy may lose no more than that.
+        certainty: its threshold; infinite where it stops nothing. Where it alone loses more, energy may lose no more
+            than that.
     """
     values = held_out.certainty, energy_NT, held_out.correct
     enough = most_certain_accuracy(held_out.certainty, held_out.correct) - max_accuracy_loss

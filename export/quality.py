@@ -5,6 +5,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ctm.tasks import Task, TaskConfig, load_task
 from ctm.tasks.fetch import FetchError
 from ctm.tasks.idx import IdxError
 from export.agreement import ROW_COUNTS
-from export.energy import EnergyQuality, choose_energy, measure_energy
+from export.energy import EnergyQuality, choose_rule, measure_energy
 from export.errors import ExportError
 
 CANDIDATES = (*(round(0.5 + 0.01 * index, 2) for index in range(50)), 0.995, 0.999, 1.0)
@@ -54,7 +55,7 @@ class Quality:
     frontier: tuple[FrontierPoint, ...]
     """What a threshold buys; the shipped one is among them."""
     shipped: FrontierPoint
-    """At the shipped threshold, energy stopping nothing."""
+    """At the shipped threshold, energy stopping nothing; at the one that was chosen, where energy alone ships."""
     rule: str
     """How the shipped threshold was chosen: a sentence."""
     judged: Judged
@@ -69,6 +70,13 @@ class Quality:
     bits_per_byte_most_certain: float = 0.0
     energy: EnergyQuality | None = None
     """Of a model with an energy head."""
+
+    @property
+    def threshold(self) -> float | None:
+        """Of certainty, that ships; None where energy alone does."""
+        if self.energy is not None and not isfinite(self.energy.shipped.rule.certainty):
+            return None
+        return self.shipped.threshold
 
     def stopped(self) -> tuple[Integers, Integers]:
         """When each row stops under the rules that ship, and which tick answers, as `stopping` says it."""
@@ -185,23 +193,16 @@ def _certainty_rule(wishes: Wishes, held_out: Callable[[], _Thoughts], positions
 
 
 def _energy_rule(wishes: Wishes, held_out: Callable[[], _Thoughts], certainty: float) -> tuple[StopRule, str]:
-    """All rules that ship with this certainty threshold, and how energy's threshold was found."""
+    """The rules that ship, and how they were found; `certainty` ships unless energy alone does better."""
     delta = wishes.energy_delta or 0.0
     if wishes.energy_threshold is not None:
         rule = StopRule(certainty=certainty, energy=wishes.energy_threshold, delta=delta)
         return rule, "The energy threshold was given, not chosen."
     judged, energy_NT = held_out()
     assert energy_NT is not None, "a model that has energies on test rows has them on held-out rows"
-    chosen = choose_energy(judged, energy_NT, wishes.max_accuracy_loss, certainty)
-    if chosen is None:
-        return StopRule(certainty=certainty, delta=delta), (
-            "No energy threshold ships: on the held-out rows every one costs more than "
-            f"{100 * wishes.max_accuracy_loss:g} points."
-        )
-    return StopRule(certainty=certainty, energy=chosen, delta=delta), (
-        "The energy threshold was chosen on the same rows: the largest up to which accuracy there stays within "
-        f"{100 * wishes.max_accuracy_loss:g} points, alone and beside the certainty threshold."
-    )
+    may_omit = wishes.threshold is None
+    rule, sentence = choose_rule(judged, energy_NT, wishes.max_accuracy_loss, certainty, may_omit=may_omit)
+    return replace(rule, delta=delta), sentence
 
 
 def describe_data(task: Task) -> str:

@@ -33,7 +33,7 @@ class StopOptions:
     """A certain thought stops only when its top prediction has stayed the same over this many ticks."""
     energy_threshold: Number = None
     """Energy at or below which a thought stops, for models with an energy head; not given: chosen on held-out training
-    rows."""
+    rows, where it saves ticks there."""
     energy_delta: Number = None
     """A thought stops when its energy changes by less than this; for models with an energy head."""
     abstain_below: Certainty = None

@@ -13,7 +13,7 @@ from ctm.energy import StopRule
 from ctm.judge import Judged
 from export.card_energy import render_energy
 from export.cli import main
-from export.energy import choose_energy, energy_margin, measure_energy
+from export.energy import choose_energy, choose_rule, energy_margin, measure_energy
 from export.quality import measure_quality
 from serving.bundle import Bundle, load_bundle
 
@@ -60,6 +60,32 @@ def test_where_low_energy_means_nothing_none_is_chosen() -> None:
     assert choose_energy(judged, np.array([[1.0, 2.0]], np.float32), 0.0, certainty=1.0) is None
 
 
+@pytest.mark.parametrize(
+    ("certainty", "energies", "may_omit", "rule", "words"),
+    [
+        pytest.param(
+            0.7, FALLING, True, StopRule(certainty=0.7), "here certainty alone", id="energy saves nothing beside it"
+        ),
+        pytest.param(
+            0.9, FALLING, True, StopRule(energy=2.0), "certainty alone 3.00, energy alone 2.00", id="energy alone saves"
+        ),
+        pytest.param(
+            0.9, FALLING, False, StopRule(certainty=0.9, energy=2.0), "here either of the two", id="certainty was given"
+        ),
+        pytest.param(
+            0.9, -FALLING, True, StopRule(certainty=0.9), "certainty alone 3.00.", id="no energy threshold will do"
+        ),
+    ],
+)
+def test_energy_ships_where_it_saves_ticks(
+    certainty: float, energies: np.ndarray, may_omit: bool, rule: StopRule, words: str
+) -> None:
+    # A quarter may be lost: the second tick is enough.
+    chosen, sentence = choose_rule(RISING, energies, 0.25, certainty, may_omit=may_omit)
+    assert chosen == rule
+    assert words in sentence
+
+
 def test_quality_says_what_energy_tells_and_what_it_buys() -> None:
     energy = measure_energy(RISING, FALLING, StopRule(certainty=0.9, energy=2.0), 4.0, "Because.")
     assert energy.energy == (3.0, 2.0, 1.0)
@@ -85,7 +111,7 @@ def test_the_card_says_which_rules_ship_and_what_they_do_together() -> None:
     for words in (
         "certainty reaches 0.9 or when its energy is 2 or less or when its energy changes by less than 0.01",
         "**75.00%** are right after **2.00 ticks**",
-        "with energy switched off 100.00% after 3.00",
+        "by certainty 0.9 alone 100.00% after 3.00",
         "Because.",
         "| energy ≤ 2 | 75.00% | 2.00 | 0.00 | 100.0% |",
         "| 3 | 1.000 | – | – | 0.250 |",
@@ -128,7 +154,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     }
     write_checkpoint(folder / "checkpoint", Checkpoint(weights=model.state_dict(), config=config))
     arguments = [str(folder / "checkpoint"), "--store", str(folder / "store"), "--agreement-rows", "32"]
-    assert main([*arguments, "--max-accuracy-loss", "100", "--energy-delta", "0.125"]) == 0
+    rules = ["--threshold", "0.9", "--energy-delta", "0.125"]
+    assert main([*arguments, "--max-accuracy-loss", "100", *rules]) == 0
     return load_bundle(folder / "store" / "digits" / "1")
 
 

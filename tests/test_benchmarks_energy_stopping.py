@@ -72,7 +72,7 @@ def test_a_small_comparison_from_training_to_the_table(tmp_path: Path, capsys: p
     document = json.loads(out.splitlines()[-1])
     assert list(document["beside"]) == ["paper"]
     assert [len(runs) for runs in document["beside"].values()] == [2]
-    assert "| points allowed | stopped by | mean ticks |" in err
+    assert "| points allowed | certainty | energy | energy settled | either |" in err
     assert (tmp_path / "plot.png").stat().st_size > 1_000
     (results,) = tmp_path.glob("energy_digits_*.json")
     assert json.loads(results.read_text())["seeds"] == [0, 1]

@@ -107,17 +107,27 @@ def load_model(folder: Path) -> tuple[CTM, dict[str, Any]]:
     config = read_config(folder)
     if config.get("family") != "ctm":
         raise CheckpointError(f"{folder / 'config.json'}: family must be 'ctm', got {config.get('family')!r}")
+    model = build_model(folder, config)
+    source = folder / "weights.safetensors"
+    load_weights(model, read_weights(source), source)
+    return model.eval(), config
+
+
+def build_model(folder: Path, config: Mapping[str, Any]) -> CTM:
+    """The CTM that a checkpoint's config.json describes, its weights still drawn; raises CheckpointError."""
     if not isinstance(config.get("model", {}), dict):
         raise CheckpointError(f"{folder / 'config.json'}: model must be an object, got {config['model']!r}")
     try:
-        model = CTM(CTMConfig.from_dict(config["model"]))
+        return CTM(CTMConfig.from_dict(config["model"]))
     except KeyError as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks the key {error}") from error
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    source = folder / "weights.safetensors"
-    load_weights(model, _read_tensors(source), source)
-    return model.eval(), config
+
+
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; raises CheckpointError when it cannot be read."""
+    return _read_tensors(source)
 
 
 def load_weights(model: nn.Module, weights: Tensors, source: Path) -> None:

@@ -1,21 +1,19 @@
 """Does an artefact compute what the model does? Tick by tick from the model's own states, and left to itself.
 
-The model here is `CTM` as it was trained, not the program made from it: what composing its layers changes counts too.
+The model here is the one that was trained, not the program made from it: what composing its layers changes counts too.
 """
 
 # Shapes: N rows, T ticks.
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ctm.frontier import stopping
-from ctm.model import CTM, Context
-from ctm.program import Program, pack_context, pack_state
+from ctm.servable import Servable
 from export.artefact import Array, Artefact
 from export.errors import DisagreementError
 
@@ -41,18 +39,10 @@ class Agreement:
     """Rows that ran freely."""
 
 
-class _Tick(NamedTuple):
-    """One of eager's ticks: what goes into a `tick` graph and what should come out."""
-
-    arguments: list[Array]
-    results: list[Array]
-
-
 def measure_agreement(
-    model: CTM,
-    program: Program,
+    servable: Servable,
     artefact: Artefact,
-    inputs: Tensor,
+    inputs: Sequence[Tensor],
     threshold: float | None,
     *,
     row_counts: Sequence[int] = ROW_COUNTS,
@@ -61,19 +51,18 @@ def measure_agreement(
     """Compare an artefact with eager.
 
     Args:
-        inputs: [N, *input_shape] at least as many rows as the largest of `row_counts`; all of them run freely.
+        inputs: each [N, ...], at least as many rows as the largest of `row_counts`; all of them run freely.
         threshold: the certainty at which rows stop. None, where none is shipped: the median certainty of eager's
             ticks stands in, and the share of equal stop ticks is recorded but decides nothing.
 
     Raises:
         DisagreementError: a difference is beyond the tolerance, or too many rows stop at another tick.
     """
-    assert len(inputs) >= max(row_counts), f"{len(inputs)} rows cannot be taken {max(row_counts)} at a time"
-    one_tick = np.zeros(model.config.ticks)
-    for count in row_counts:
-        one_tick = np.maximum(one_tick, _one_tick(model, program, artefact, inputs[:count], tolerance))
-
-    parts = [_free_running(model, program, artefact, chunk) for chunk in torch.split(inputs, _CHUNK)]
+    rows = len(inputs[0])
+    assert rows >= max(row_counts), f"{rows} rows cannot be taken {max(row_counts)} at a time"
+    by_count = [_one_tick(servable, artefact, _first(inputs, count), tolerance) for count in row_counts]
+    chunks = zip(*(torch.split(tensor, _CHUNK) for tensor in inputs), strict=True)
+    parts = [_free_running(servable, artefact, chunk) for chunk in chunks]
     difference_T = np.max([difference for difference, _, _ in parts], axis=0)
     eager_NT = np.concatenate([certainty for _, certainty, _ in parts])
     artefact_NT = np.concatenate([certainty for _, _, certainty in parts])
@@ -81,78 +70,62 @@ def measure_agreement(
     equal = float((stopping(eager_NT, stop_at)[0] == stopping(artefact_NT, stop_at)[0]).mean())
     if threshold is not None and equal < EQUAL_STOP_TICKS:
         raise DisagreementError(
-            f"{artefact.backend}: of {len(inputs)} rows {equal:.2%} stop on the same tick as eager's at certainty "
+            f"{artefact.backend}: of {rows} rows {equal:.2%} stop on the same tick as eager's at certainty "
             f"{threshold:g}, at least {EQUAL_STOP_TICKS:.1%} must"
         )
     return Agreement(
-        one_tick=tuple(one_tick.tolist()),
+        one_tick=tuple(np.max(by_count, axis=0).tolist()),
         free_running=tuple(difference_T.tolist()),
         equal_stop_ticks=equal,
         row_counts=tuple(row_counts),
         tolerance=tolerance,
-        rows=len(inputs),
+        rows=rows,
     )
 
 
-def _one_tick(model: CTM, program: Program, artefact: Artefact, inputs: Tensor, tolerance: float) -> Array:
+@torch.inference_mode()
+def _one_tick(servable: Servable, artefact: Artefact, inputs: Sequence[Tensor], tolerance: float) -> Array:
     """The largest difference at each tick, [T]."""
-    rows, backend = len(inputs), artefact.backend
-    context = _arrays(pack_context(_encode(model, inputs)))
-    found = artefact.encode([inputs.numpy()])
+    rows, backend, program = len(inputs[0]), artefact.backend, servable.program
+    context = _arrays(servable.eager_context(inputs))
+    found = artefact.encode(_arrays(inputs))
     for spec, value, expected in zip(program.context, found, context, strict=True):
         _check(_difference(value, expected), tolerance, f"{backend} encode, {rows} rows: {spec.name}")
 
     names = [f"next_{spec.name}" for spec in program.state] + [spec.name for spec in program.outputs]
     worst = []
-    for number, eager in enumerate(_eager_ticks(model, program, inputs), start=1):
-        results = artefact.tick([*context, *eager.arguments])
-        differences = [_difference(value, expected) for value, expected in zip(results, eager.results, strict=True)]
+    for number, (arguments, expected_results) in enumerate(servable.eager_ticks(inputs), start=1):
+        results = artefact.tick([*context, *_arrays(arguments)])
+        pairs = zip(results, _arrays(expected_results), strict=True)
+        differences = [_difference(value, expected) for value, expected in pairs]
         for name, difference in zip(names, differences, strict=True):
             _check(difference, tolerance, f"{backend} tick {number}, {rows} rows: {name}")
         worst.append(max(differences))
     return np.array(worst)
 
 
-def _free_running(model: CTM, program: Program, artefact: Artefact, inputs: Tensor) -> tuple[Array, Array, Array]:
+@torch.inference_mode()
+def _free_running(servable: Servable, artefact: Artefact, inputs: Sequence[Tensor]) -> tuple[Array, Array, Array]:
     """The largest difference at each tick, [T], and the certainties of eager and artefact, [N, T] each."""
+    program = servable.program
     place = len(program.state) + [spec.role for spec in program.outputs].index("certainty")
-    context, state = artefact.encode([inputs.numpy()]), None
+    context, state = artefact.encode(_arrays(inputs)), None
     differences, theirs, own = [], [], []
-    for eager in _eager_ticks(model, program, inputs):
-        results = artefact.tick([*context, *(eager.arguments if state is None else state)])
+    for arguments, expected_results in servable.eager_ticks(inputs):
+        results, eager = artefact.tick([*context, *(state or _arrays(arguments))]), _arrays(expected_results)
         state = results[: len(program.state)]
-        differences.append(max(map(_difference, results, eager.results)))
-        theirs.append(eager.results[place])
+        differences.append(max(map(_difference, results, eager)))
+        theirs.append(eager[place])
         own.append(results[place])
     return np.array(differences), np.stack(theirs, axis=1), np.stack(own, axis=1)
 
 
-@torch.inference_mode()
-def _encode(model: CTM, inputs: Tensor) -> Context:
-    return model.encode(inputs)
+def _first(inputs: Sequence[Tensor], count: int) -> list[Tensor]:
+    return [tensor[:count] for tensor in inputs]
 
 
-@torch.inference_mode()
-def _eager_ticks(model: CTM, program: Program, inputs: Tensor) -> Iterator[_Tick]:
-    """Every tick that the model itself makes of these rows, as the program's tensors."""
-    context, state = model.encode(inputs), model.start(len(inputs))
-    done = torch.zeros(len(inputs), dtype=torch.int64)
-    for root_beta_action, root_beta_out in zip(*model.root_beta_table(model.config.ticks), strict=True):
-        arguments = _arrays(pack_state(state, done))
-        state, output = model.tick(context, state, root_beta_action, root_beta_out)
-        done = done + 1
-        outputs = {
-            "prediction": torch.unflatten(output.prediction, -1, model.config.answer_shape),
-            "certainty": output.certainty,
-            "energy": output.energy,
-            "attention": output.attention,
-        }
-        wanted = [outputs[spec.name] for spec in program.outputs]
-        yield _Tick(arguments, _arrays((*pack_state(state, done), *wanted)))
-
-
-def _arrays(tensors: Sequence[Tensor | None]) -> list[Array]:
-    return [tensor.contiguous().numpy() for tensor in tensors if tensor is not None]
+def _arrays(tensors: Sequence[Tensor]) -> list[Array]:
+    return [tensor.contiguous().numpy() for tensor in tensors]
 
 
 def _difference(found: Array, expected: Array) -> float:

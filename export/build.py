@@ -1,6 +1,7 @@
 """From a source to a published bundle: write the graphs, compare them with eager, describe, publish."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ctm.program import Encode, Tick, pack_state, start_values
 from export.agreement import Agreement, measure_agreement
 from export.artefact import OnnxArtefact, TorchScriptArtefact
 from export.bundle import draft, publish
@@ -53,13 +53,17 @@ class Publication:
     """The export's own."""
     convolve: bool = True
     """Whether the ONNX graph computes neuron-level models as convolutions, which suits CPUs."""
+    only_onnx: bool = False
+    """Whether TorchScript and the weights are left out."""
 
 
-def build_bundle(source: Source, publication: Publication, inputs: Tensor, quality: Quality | None = None) -> Path:
+def build_bundle(
+    source: Source, publication: Publication, inputs: Sequence[Tensor], quality: Quality | None = None
+) -> Path:
     """Export and publish; returns the bundle's folder.
 
     Args:
-        inputs: rows to compare artefacts and eager on.
+        inputs: rows to compare artefacts and eager on, a tensor for each input of the program.
 
     Raises:
         DisagreementError: an artefact does not compute what eager does; nothing is published.
@@ -68,7 +72,7 @@ def build_bundle(source: Source, publication: Publication, inputs: Tensor, quali
     _set_defaults(manifest, publication)
     with draft(publication.store, publication.name) as folder:
         _write_program(source, publication, folder)
-        for name in ("onnx", "torchscript"):
+        for name in ("onnx",) if publication.only_onnx else ("onnx", "torchscript"):
             agreement = _agreement(source, name, folder, inputs, publication.certainty_threshold)
             graphs, opset = (ONNX_GRAPHS, OPSET) if name == "onnx" else (TORCHSCRIPT_GRAPHS, 0)
             manifest.artefacts.append(describe_artefact(name, graphs, opset, agreement))
@@ -88,32 +92,38 @@ def build_bundle(source: Source, publication: Publication, inputs: Tensor, quali
 @torch.no_grad()
 def _write_program(source: Source, publication: Publication, folder: Path) -> None:
     """Both functions in both forms, the start values and the weights."""
-    model, program = source.model, source.program
-    encode, tick = Encode(model).eval(), Tick(model, publication.tick_cap).eval()
-    onnx_tick = Tick(model, publication.tick_cap, convolve=publication.convolve).eval()
-    inputs = torch.zeros(EXAMPLE_ROWS, *model.config.input_shape)
-    context = encode(inputs)
-    state = pack_state(model.start(EXAMPLE_ROWS), torch.zeros(EXAMPLE_ROWS, dtype=torch.int64))
-    arguments = [tensor.contiguous() for tensor in (*context, *state)]
+    servable, program = source.servable, source.program
+    encode, tick = servable.encode(), servable.tick(publication.tick_cap)
+    onnx_tick = servable.tick(publication.tick_cap, convolve=publication.convolve)
+    inputs, start = servable.examples(EXAMPLE_ROWS), servable.start()
+    state = [start[spec.name].expand(EXAMPLE_ROWS, *spec.shape) for spec in program.state]
+    arguments = [tensor.contiguous() for tensor in (*encode(*inputs), *state)]
 
     context_names, state_names = [spec.name for spec in program.context], [spec.name for spec in program.state]
     results = [f"next_{name}" for name in state_names] + [spec.name for spec in program.outputs]
     input_names = [spec.name for spec in program.inputs]
-    write_onnx(encode, [inputs], input_names, context_names, folder / ONNX_GRAPHS["encode"])
+    cut = {spec.name: spec.buckets for spec in program.inputs if spec.buckets}
+    write_onnx(encode, inputs, input_names, context_names, folder / ONNX_GRAPHS["encode"], cut=cut)
     write_onnx(onnx_tick, arguments, context_names + state_names, results, folder / ONNX_GRAPHS["tick"])
-    write_torchscript(encode, [inputs], folder / TORCHSCRIPT_GRAPHS["encode"])
-    write_torchscript(tick, arguments, folder / TORCHSCRIPT_GRAPHS["tick"])
-    save_file(start_values(model), folder / START)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-    for name in (START, WEIGHTS):
+    save_file(start, folder / START)
+    for name, text in source.files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    if not publication.only_onnx:
+        write_torchscript(encode, inputs, folder / TORCHSCRIPT_GRAPHS["encode"])
+        write_torchscript(tick, arguments, folder / TORCHSCRIPT_GRAPHS["tick"])
+        weights = {name: tensor.contiguous() for name, tensor in source.model.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
+    for path in folder.glob("*.safetensors"):
         # safetensors writes for its owner alone; a server often runs as somebody else.
-        (folder / name).chmod(0o644)
+        path.chmod(0o644)
 
 
-def _agreement(source: Source, backend: str, folder: Path, inputs: Tensor, threshold: float | None) -> Agreement:
+def _agreement(
+    source: Source, backend: str, folder: Path, inputs: Sequence[Tensor], threshold: float | None
+) -> Agreement:
     graphs, form = (ONNX_GRAPHS, OnnxArtefact) if backend == "onnx" else (TORCHSCRIPT_GRAPHS, TorchScriptArtefact)
     artefact = form(folder / graphs["encode"], folder / graphs["tick"])
-    return measure_agreement(source.model, source.program, artefact, inputs, threshold)
+    return measure_agreement(source.servable, artefact, inputs, threshold)
 
 
 def _set_defaults(manifest: Manifest, publication: Publication) -> None:

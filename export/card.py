@@ -44,12 +44,16 @@ def _front_matter(manifest: Manifest) -> str:
         lines += ["model-index:", f"- name: {json.dumps(manifest.name)}", "  results:", "  - task:"]
         lines += [f"      type: {_pipeline(manifest) or 'other'}", "    dataset:", f"      name: {task}"]
         lines += [f"      type: {task}", f"      split: {quality.split}", "    metrics:", f"    - type: {metric}"]
-        lines += [f"      value: {quality.accuracy_most_certain:.4f}", "      name: accuracy at the most certain tick"]
+        value = quality.bits_per_byte_most_certain if quality.bits_per_byte else quality.accuracy_most_certain
+        name = "bits per byte" if quality.bits_per_byte else "accuracy"
+        lines += [f"      value: {value:.4f}", f"      name: {name} at the most certain tick"]
     return "\n".join(["---", *lines, "---"])
 
 
 def _pipeline(manifest: Manifest) -> str:
     prediction = next(spec for spec in manifest.outputs if spec.role == TensorSpec.PREDICTION)
+    if manifest.chain == "text":
+        return "text-generation"
     image = len(manifest.inputs) == 1 and len(manifest.inputs[0].shape) == 3
     return "image-classification" if image and len(prediction.shape) == 1 else ""
 
@@ -69,12 +73,13 @@ def _introduction(manifest: Manifest) -> str:
     ]
     if manifest.description:
         lines.insert(1, manifest.description)
+    asks = {"image-classification": "IMAGE", "text-generation": '"The text to go on with"'}.get(_pipeline(manifest))
     lines.append(
         "```sh\n"
         "ctm-serve                       # serves every model of its store\n"
-        f"ctm-think --model {manifest.name} IMAGE\n"
+        f"ctm-think --model {manifest.name} {asks}\n"
         "```"
-        if _pipeline(manifest)
+        if asks
         else "Served by `ctm-serve`, which serves every model of its store."
     )
     return "\n\n".join(lines)
@@ -101,6 +106,36 @@ def _not_measured() -> str:
 
 
 def _quality(manifest: Manifest, quality: Quality) -> str:
+    text = _text_numbers(manifest, quality) if quality.bits_per_byte else _numbers(manifest, quality)
+    plots = "\n".join(
+        f"![{words}]({name})"
+        for words, name in (
+            ("By tick", BY_TICK),
+            ("What a threshold costs and saves", FRONTIER),
+            ("Calibration", CALIBRATION),
+            ("Ticks used", TICKS_USED),
+        )
+    )
+    return (
+        f"## Quality\n\n{text}\n\n{_frontier(quality)}\n\n{plots}\n\n{_by_tick(quality)}\n\n"
+        "Calibration error: expected distance of the predicted label's probability from accuracy, over 15 bins."
+    )
+
+
+def _text_numbers(manifest: Manifest, quality: Quality) -> str:
+    shipped = quality.shipped
+    assert shipped.bits_per_byte is not None, "stopping over text is counted in bits"
+    return (
+        f"Measured on {quality.rows:,} tokens of test text. Thinking for all {manifest.ticks} ticks about each token "
+        f"and answering at the most certain one, a byte costs **{quality.bits_per_byte_most_certain:.4f} bits**. At "
+        f"the shipped threshold of {shipped.threshold:g} it costs **{shipped.bits_per_byte:.4f} bits** after "
+        f"**{shipped.mean_ticks:.2f} ticks** a token on average (standard deviation {shipped.ticks_deviation:.2f}). "
+        f"{quality.rule} A token that never reaches the threshold is answered at its most certain tick. Accuracy is "
+        "the share of tokens that were the likeliest."
+    )
+
+
+def _numbers(manifest: Manifest, quality: Quality) -> str:
     shipped = quality.shipped
     which = "shipped threshold" if quality.energy is None else "certainty threshold"
     alone = "" if quality.energy is None else " and energy stopping nothing"
@@ -117,19 +152,7 @@ def _quality(manifest: Manifest, quality: Quality) -> str:
             f" Those are shares of positions: as a whole **{quality.whole_most_certain:.2%}** of the answers are right "
             f"at the most certain tick, **{shipped.whole:.2%}** at the threshold."
         )
-    plots = "\n".join(
-        f"![{words}]({name})"
-        for words, name in (
-            ("Accuracy and certainty by tick", BY_TICK),
-            ("Accuracy against mean ticks", FRONTIER),
-            ("Calibration", CALIBRATION),
-            ("Ticks used", TICKS_USED),
-        )
-    )
-    return (
-        f"## Quality\n\n{text}\n\n{_frontier(quality)}\n\n{plots}\n\n{_by_tick(quality)}\n\n"
-        "Calibration error: expected distance of the predicted label's probability from accuracy, over 15 bins."
-    )
+    return text
 
 
 def _frontier(quality: Quality) -> str:

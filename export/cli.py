@@ -10,6 +10,7 @@ import tyro
 from torch import Tensor
 
 from ctm.checkpoint import CheckpointError
+from ctm.language.model import LanguageCTM
 from ctm.reference import ReferenceFormatError
 from export.build import Publication, build_bundle
 from export.bundle import check_name
@@ -17,6 +18,7 @@ from export.energy import energy_margin
 from export.errors import ExportError
 from export.interrupt import Terminated, terminable
 from export.quality import Quality, Wishes, measure_on_task
+from export.quality_text import measure_on_text
 from export.settings import MOST_TICKS, Command, StopOptions
 from export.source import Source, from_checkpoint, from_reference, portable, random_inputs
 
@@ -74,6 +76,7 @@ def run(command: Command, typed: str) -> Path:
         description=command.description,
         command=typed,
         convolve=command.tune_for == "cpu",
+        only_onnx=command.only_onnx,
     )
     _say(f"exporting {publication.name}: {source.model.config.ticks} ticks, at most {publication.tick_cap}")
     return build_bundle(measured.source, publication, measured.inputs, measured.quality)
@@ -84,8 +87,8 @@ class _Measured:
     """What looking at data gave."""
 
     source: Source
-    inputs: Tensor
-    """Rows to compare artefacts and eager on."""
+    inputs: tuple[Tensor, ...]
+    """Rows to compare artefacts and eager on, a tensor for each input of the program."""
     threshold: float | None
     energy_threshold: float | None
     quality: Quality | None = None
@@ -115,7 +118,7 @@ def _check_model(stop: StopOptions, source: Source) -> None:
     if stop.patience is not None and stop.patience > cap:
         raise ExportError(f"--patience must be at most the tick cap, {cap}, got {stop.patience}")
     for option, value in (("--energy-threshold", stop.energy_threshold), ("--energy-delta", stop.energy_delta)):
-        if value is not None and source.model.energy is None:
+        if value is not None and all(spec.role != "energy" for spec in source.program.outputs):
             raise ExportError(f"{option} needs a model with an energy head, this one has none")
 
 
@@ -144,8 +147,11 @@ def _measure(command: Command, source: Source) -> _Measured:
     if "task" not in source.config:
         raise ExportError("the checkpoint does not say what its task is; --without-quality exports without measuring")
     data_dir = _trained_on(source) if command.data_dir is None else command.data_dir
+    model = source.model
+    if isinstance(model, LanguageCTM):
+        return _measure_text(command, source, model, data_dir)
     quality, inputs, data = measure_on_task(
-        source.model,
+        model,
         source.config["task"],
         data_dir,
         wishes=Wishes(
@@ -160,9 +166,29 @@ def _measure(command: Command, source: Source) -> _Measured:
     )
     return _Measured(
         source=dataclasses.replace(source, data=data),
-        inputs=inputs,
+        inputs=(inputs,),
         threshold=quality.threshold,
         energy_threshold=None if quality.energy is None else quality.energy.threshold,
+        quality=quality,
+    )
+
+
+def _measure_text(command: Command, source: Source, model: LanguageCTM, data_dir: Path | None) -> _Measured:
+    quality, inputs, data = measure_on_text(
+        model,
+        source.config["task"],
+        source.files,
+        data_dir,
+        threshold=command.stop.threshold,
+        max_bits_loss=command.stop.max_bits_loss / 100,
+        rows=command.agreement_rows,
+        say=_say,
+    )
+    return _Measured(
+        source=dataclasses.replace(source, data=data),
+        inputs=inputs,
+        threshold=quality.shipped.threshold,
+        energy_threshold=None,
         quality=quality,
     )
 

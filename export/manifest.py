@@ -6,10 +6,14 @@ from math import isfinite
 from pathlib import Path
 
 from google.protobuf import json_format
+from tokenizers import Tokenizer
 
 from ctm import program as ctm_program
 from ctm.energy import EnergyPoint
+from ctm.families import TOKENIZER
 from ctm.frontier import FrontierPoint
+from ctm.language.model import LanguageCTM
+from ctm.language.tokenizer import END_TOKEN
 from export.agreement import Agreement
 from export.energy import EnergyQuality
 from export.quality import Quality
@@ -18,14 +22,13 @@ from protos import ctm_bundle_pb2 as bundle
 
 FORMAT_VERSION = 1
 MANIFEST, CARD = "manifest.json", "README.md"
-FAMILY = "ctm"
 
 
 def describe_source(source: Source, tick_cap: int) -> bundle.Manifest:
     """A manifest with all that is known before anything is written."""
     manifest = bundle.Manifest(
         format_version=FORMAT_VERSION,
-        family=FAMILY,
+        family=source.family,
         task=source.task,
         inputs=_specs(source.program.inputs),
         context=_specs(source.program.context),
@@ -43,11 +46,24 @@ def describe_source(source: Source, tick_cap: int) -> bundle.Manifest:
             parameters=sum(weight.numel() for weight in source.model.parameters()),
         ),
     )
-    manifest.config.update(source.model.config.to_dict())
+    _describe_model(manifest, source)
     if source.input_range is not None:
         for spec in manifest.inputs:
             spec.minimum, spec.maximum = source.input_range
     return manifest
+
+
+def _describe_model(manifest: bundle.Manifest, source: Source) -> None:
+    """What it takes to build the model again, and of a language model what it takes to talk to it."""
+    model = source.model
+    if not isinstance(model, LanguageCTM):
+        manifest.config.update(model.config.to_dict())
+        return
+    manifest.config.update({"model": model.config.to_dict(), "language": model.language.to_dict()})
+    tokens = next(spec for spec in source.program.inputs if spec.buckets)
+    manifest.chain = "text"
+    end_token = Tokenizer.from_str(source.files[TOKENIZER]).token_to_id(END_TOKEN)
+    manifest.text.CopyFrom(bundle.Text(tokenizer=TOKENIZER, tokens=tokens.name, end_token=end_token, padding_token=0))
 
 
 def describe_artefact(backend: str, graphs: Mapping[str, str], opset: int, agreement: Agreement) -> bundle.Artefact:
@@ -68,7 +84,7 @@ def describe_artefact(backend: str, graphs: Mapping[str, str], opset: int, agree
 
 def describe_quality(quality: Quality) -> bundle.Quality:
     return bundle.Quality(
-        metric="accuracy",
+        metric="bits_per_byte" if quality.bits_per_byte else "accuracy",
         split="test",
         rows=quality.rows,
         accuracy=quality.accuracy,
@@ -109,6 +125,10 @@ def _specs(specs: Iterable[ctm_program.TensorSpec]) -> list[bundle.TensorSpec]:
             shape=spec.shape,
             role=roles[spec.role],
             description=spec.description,
+            minimum=spec.minimum,
+            maximum=spec.maximum,
+            length_of=spec.length_of,
+            buckets=spec.buckets,
         )
         for spec in specs
     ]

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,14 +17,24 @@ ROWS = "rows"
 
 
 def write_onnx(
-    function: nn.Module, example: Sequence[Tensor], arguments: Sequence[str], results: Sequence[str], path: Path
+    function: nn.Module,
+    example: Sequence[Tensor],
+    arguments: Sequence[str],
+    results: Sequence[str],
+    path: Path,
+    *,
+    cut: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Export, optimise, check and write one function.
 
     Args:
         example: one tensor for each argument, with more than one row: one is a size that the exporter may bake in.
+        cut: sizes that the first dimension after the rows may have, of arguments that come shortened.
     """
     rows = torch.export.Dim(ROWS, min=1, max=1 << 20)
+    shapes: list[dict[int, torch.export.Dim]] = [{0: rows} for _ in example]
+    for name, sizes in (cut or {}).items():
+        shapes[arguments.index(name)][1] = torch.export.Dim(f"{name}_given", min=2, max=max(sizes))
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             function,
@@ -35,7 +45,7 @@ def write_onnx(
             external_data=False,
             input_names=list(arguments),
             output_names=list(results),
-            dynamic_shapes=tuple({0: rows} for _ in example),
+            dynamic_shapes=tuple(shapes),
             verbose=False,
         )
     assert program is not None, "the exporter returns a program unless it is given a file"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ctm.frontier import Floats
+from ctm.frontier import Floats, FrontierPoint
 from export.energy import EnergyQuality
 from export.quality import Quality
 
@@ -39,6 +39,12 @@ def write_plots(quality: Quality, folder: Path) -> None:
 
 def _draw_by_tick(axes: Axes, quality: Quality) -> None:
     ticks = np.arange(1, len(quality.accuracy) + 1)
+    if quality.bits_per_byte:
+        axes.plot(ticks, quality.bits_per_byte, marker=".", label="each tick")
+        axes.axhline(quality.bits_per_byte_most_certain, color="grey", linestyle=":", label="most certain tick")
+        axes.set(xlabel="tick", ylabel="bits per byte", title="Bits per byte by tick")
+        axes.legend(loc="upper right")
+        return
     axes.plot(ticks, quality.accuracy, marker=".", label="accuracy")
     axes.plot(ticks, quality.certainty, marker=".", label="mean certainty")
     axes.axhline(quality.accuracy_most_certain, color="grey", linestyle=":", label="accuracy, most certain tick")
@@ -48,14 +54,20 @@ def _draw_by_tick(axes: Axes, quality: Quality) -> None:
 
 def _draw_frontier(axes: Axes, quality: Quality) -> None:
     points, shipped = quality.frontier, quality.shipped
-    axes.plot([point.mean_ticks for point in points], [point.accuracy for point in points], marker=".")
+    axes.plot([point.mean_ticks for point in points], [_worth(point) for point in points], marker=".")
     for point in points[:: max(1, len(points) // 6)]:
-        axes.annotate(f"{point.threshold:g}", (point.mean_ticks, point.accuracy), fontsize=8)
-    axes.plot(shipped.mean_ticks, shipped.accuracy, marker="o", color="tab:red", linestyle="", label="shipped")
-    axes.axhline(quality.accuracy_most_certain, color="grey", linestyle=":", label="most certain of all ticks")
-    axes.set(xlabel="mean ticks", ylabel="accuracy", title="What a certainty threshold costs and saves")
+        axes.annotate(f"{point.threshold:g}", (point.mean_ticks, _worth(point)), fontsize=8)
+    axes.plot(shipped.mean_ticks, _worth(shipped), marker="o", color="tab:red", linestyle="", label="shipped")
+    best = quality.bits_per_byte_most_certain if quality.bits_per_byte else quality.accuracy_most_certain
+    axes.axhline(best, color="grey", linestyle=":", label="most certain of all ticks")
+    name = "bits per byte" if quality.bits_per_byte else "accuracy"
+    axes.set(xlabel="mean ticks", ylabel=name, title="What a certainty threshold costs and saves")
     axes.margins(x=0.08)
     axes.legend(loc="lower right")
+
+
+def _worth(point: FrontierPoint) -> float:
+    return point.accuracy if point.bits_per_byte is None else point.bits_per_byte
 
 
 def _draw_calibration(axes: Axes, quality: Quality) -> None:

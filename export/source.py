@@ -11,10 +11,10 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from ctm.checkpoint import load_model
-from ctm.model import CTM
-from ctm.program import Program, specify
+from ctm.families import load_trained
+from ctm.program import Program, TensorSpec
 from ctm.reference import load_reference
+from ctm.servable import Model, Servable, servable
 from export.errors import ExportError
 
 INPUT_RANGES = {"image": (0.0, 1.0), "sequence": (-1.0, 1.0)}
@@ -25,8 +25,9 @@ INPUT_RANGES = {"image": (0.0, 1.0), "sequence": (-1.0, 1.0)}
 class Source:
     """A model and what is known of it."""
 
-    model: CTM
-    program: Program
+    model: Model
+    servable: Servable
+    family: str = "ctm"
     task: str = ""
     """A word for people, such as "mnist"."""
     labels: tuple[str, ...] = ()
@@ -43,9 +44,16 @@ class Source:
     """Where training found its data."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's config.json; empty for a model that others trained."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Texts that belong to the model by the name of their file, such as a tokenizer."""
+
+    @property
+    def program(self) -> Program:
+        """The tensors of the model's program."""
+        return self.servable.program
 
     def __post_init__(self) -> None:
-        classes = self.model.config.answer_shape[-1]
+        classes = next(spec for spec in self.program.outputs if spec.role == "prediction").shape[-1]
         if len(self.labels) not in (0, classes):
             raise ExportError(f"labels must be {classes}, one for each class, got {len(self.labels)}")
 
@@ -88,13 +96,16 @@ def from_checkpoint(folder: Path) -> Source:
         CheckpointError: there is none, or it is damaged.
         ExportError: it does not know the shape of its input, or what it says of its origin cannot be read.
     """
-    model, config = load_model(folder)
+    trained = load_trained(folder)
+    model, config = trained.model, trained.config
     recorded = _recorded(config)
     task, provenance = recorded.task, recorded.provenance
     versions = {"torch": provenance.torch, "python": provenance.python}
     return Source(
         model=model,
-        program=_specify(model, task.input_name),
+        servable=_servable(model, task.input_name),
+        family=trained.family,
+        files=trained.files,
         task=task.name,
         labels=task.labels,
         input_range=INPUT_RANGES.get(task.input_name),
@@ -131,23 +142,29 @@ def from_reference(
             raise ExportError(f"input_shape {input_shape} does not fit the model: {error}") from error
     return Source(
         model=model,
-        program=_specify(model, input_name),
+        servable=_servable(model, input_name),
         labels=tuple(labels),
         input_range=input_range,
         data=f"a reference checkpoint, {_shorten(source)}; what it was trained on is its authors' to say",
     )
 
 
-def random_inputs(source: Source, rows: int) -> Tensor:
-    """Seeded rows such as the model might meet, where no real ones are at hand."""
-    config = source.model.config
+def random_inputs(source: Source, rows: int) -> tuple[Tensor, ...]:
+    """Seeded rows such as the model might meet, where no real ones are at hand: a tensor for each of its inputs."""
     generator = torch.Generator().manual_seed(0)
-    if config.backbone == "parity":
-        return torch.randn(rows, *config.input_shape, generator=generator).sign()
+    return tuple(_random(source, spec, rows, generator) for spec in source.program.inputs)
+
+
+def _random(source: Source, spec: TensorSpec, rows: int, generator: torch.Generator) -> Tensor:
+    shape = (rows, *spec.shape)
+    if spec.minimum is not None and spec.maximum is not None:
+        return torch.randint(int(spec.minimum), int(spec.maximum) + 1, shape, generator=generator)
+    if source.model.config.backbone == "parity":
+        return torch.randn(shape, generator=generator).sign()
     if source.input_range is not None:
         low, high = source.input_range
-        return low + (high - low) * torch.rand(rows, *config.input_shape, generator=generator)
-    return torch.randn(rows, *config.input_shape, generator=generator)
+        return low + (high - low) * torch.rand(shape, generator=generator)
+    return torch.randn(shape, generator=generator)
 
 
 def portable(command: Sequence[str]) -> str:
@@ -182,9 +199,9 @@ def _shorten(argument: str) -> str:
     return path.name if path.is_absolute() else argument
 
 
-def _specify(model: CTM, input_name: str) -> Program:
+def _servable(model: Model, input_name: str) -> Servable:
     try:
-        return specify(model, input_name)
+        return servable(model, input_name)
     except ValueError as error:
         raise ExportError(f"{error}; give it with --input-shape") from error
     except RuntimeError as error:

@@ -11,7 +11,8 @@ import torch
 from onnx import numpy_helper
 from tiny_bundle import publish_tiny_bundle, tiny_inputs, tiny_model
 
-from ctm.program import Encode, Tick, specify
+from ctm.program import Encode, Tick
+from ctm.servable import servable
 from export import build
 from export.agreement import measure_agreement
 from export.artefact import Array
@@ -46,7 +47,7 @@ class Frozen:
 
 def test_a_faithful_artefact_agrees_at_every_tick_and_stops_when_eager_does() -> None:
     model = tiny_model()
-    agreement = measure_agreement(model, specify(model), Frozen(), tiny_inputs(model, 300), THRESHOLD)
+    agreement = measure_agreement(servable(model), Frozen(), [tiny_inputs(model, 300)], THRESHOLD)
     assert len(agreement.one_tick) == len(agreement.free_running) == model.config.ticks
     assert max(agreement.one_tick) < 1e-5
     assert max(agreement.free_running) < 1e-4
@@ -73,30 +74,30 @@ def test_a_faithful_artefact_agrees_at_every_tick_and_stops_when_eager_does() ->
 def test_a_tampered_artefact_disagrees_by_name(tampering: dict[str, Any], sentence: str) -> None:
     model = tiny_model()
     with pytest.raises(DisagreementError, match=sentence):
-        measure_agreement(model, specify(model), Frozen(**tampering), tiny_inputs(model, 32), THRESHOLD)
+        measure_agreement(servable(model), Frozen(**tampering), [tiny_inputs(model, 32)], THRESHOLD)
 
 
 def test_small_differences_that_move_stopping_ticks_are_refused_too() -> None:
     model = tiny_model()
-    inputs = tiny_inputs(model, 32)
+    inputs = [tiny_inputs(model, 32)]
     with torch.no_grad():
-        certainties = model(inputs).certainties
+        certainties = model(*inputs).certainties
     # Within the tolerance, and enough for a row that lies right above the threshold.
     threshold = float(certainties[0, :4].max()) - 4e-5
     assert int((certainties[0] >= threshold).float().argmax()) < 4, "the row stops at one of its first four ticks"
     at_tick = int((certainties[0] >= threshold).float().argmax()) + 1
     with pytest.raises(DisagreementError, match=r"of 32 rows 9\d\.\d\d% stop on the same tick .* at least 99.9% must"):
-        measure_agreement(model, specify(model), Frozen(error=-8e-5, at_tick=at_tick), inputs, threshold)
+        measure_agreement(servable(model), Frozen(error=-8e-5, at_tick=at_tick), inputs, threshold)
 
 
 def test_without_a_shipped_threshold_stopping_ticks_are_recorded_and_decide_nothing() -> None:
     model = tiny_model()
-    inputs = tiny_inputs(model, 32)
+    inputs = [tiny_inputs(model, 32)]
     artefact = Frozen(error=0.5, at_tick=4)  # where it is enough for rows that would have thought on
-    agreement = measure_agreement(model, specify(model), artefact, inputs, None, tolerance=1.0)
+    agreement = measure_agreement(servable(model), artefact, inputs, None, tolerance=1.0)
 
     with torch.no_grad():
-        eager_NT = model(inputs).certainties.numpy()
+        eager_NT = model(*inputs).certainties.numpy()
     artefact_NT = eager_NT + np.where(np.arange(model.config.ticks) == 3, np.float32(0.5), np.float32(0.0))
     median = float(np.median(eager_NT))
     pairs = zip(eager_NT, artefact_NT, strict=True)
@@ -104,7 +105,7 @@ def test_without_a_shipped_threshold_stopping_ticks_are_recorded_and_decide_noth
     assert agreement.equal_stop_ticks == np.mean(same)
     assert 0 < agreement.equal_stop_ticks < 0.9, "so few would be refused, if a threshold were shipped"
     with pytest.raises(DisagreementError, match="stop on the same tick"):
-        measure_agreement(model, specify(model), artefact, inputs, median, tolerance=1.0)
+        measure_agreement(servable(model), artefact, inputs, median, tolerance=1.0)
 
 
 def _first(certainty_T: Array, threshold: float) -> int:

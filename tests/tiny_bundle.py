@@ -8,7 +8,7 @@ import torch
 from ctm.config import CTMConfig
 from ctm.hyper import LowRankChange
 from ctm.model import CTM
-from ctm.program import specify
+from ctm.servable import servable
 from export.build import Publication, build_bundle
 from export.source import Source
 
@@ -74,9 +74,9 @@ def publish_tiny_bundle(store: Path, name: str = "tiny", **overrides: Any) -> Pa
     publication = Publication(**defaults, store=store, name=name)
     source = Source(
         model=model,
-        program=specify(model, "features"),
+        servable=servable(model, "features"),
         task="random",
         labels=tuple(f"class {index}" for index in range(model.config.answer_shape[-1])),
         seed=SEED,
     )
-    return build_bundle(source, publication, tiny_inputs(model, 32))
+    return build_bundle(source, publication, [tiny_inputs(model, 32)])

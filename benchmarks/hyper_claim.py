@@ -29,7 +29,7 @@ from ctm.calibration import calibration_error
 from ctm.checkpoint import load_model, read_config
 from ctm.frontier import NEVER, stopping
 from ctm.judge import judge
-from ctm.tasks import TaskConfig, load_task
+from ctm.tasks import load_task
 from ctm.training.cli import parse
 from ctm.training.resume import last_checkpoint, run_of
 from ctm.training.settings import ConfigError
@@ -160,7 +160,7 @@ def measure(arm: str, seed: int, folder: Path, command: Sequence[str], data_dir:
     model, _ = load_model(folder / "last")
     trained = model.config.ticks
     model.config = replace(model.config, ticks=LONGER * trained)
-    task = load_task(TaskConfig(name="mnist"), data_dir)
+    task = load_task(run_of(last_checkpoint(folder)).task, data_dir)
     judged = judge(model, task.test if test else task.held_out)
     return Run(
         arm=arm,

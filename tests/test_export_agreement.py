@@ -114,8 +114,8 @@ def _first(certainty_T: Array, threshold: float) -> int:
 
 
 def test_a_bundle_that_disagrees_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_wrong_onnx(*arguments: Any) -> None:
-        write_onnx(*arguments)
+    def write_wrong_onnx(*arguments: Any, **options: Any) -> None:
+        write_onnx(*arguments, **options)
         path: Path = arguments[-1]
         if path.name == "tick.onnx":
             _tamper(path, "readout.bias")

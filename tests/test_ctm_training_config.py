@@ -34,7 +34,7 @@ def test_the_shipped_configurations_are_valid_and_named_after_their_file(path: P
     CTMConfig.from_dict(config.model.to_dict())
 
 
-@pytest.mark.parametrize("name", ["digits", "parity"])
+@pytest.mark.parametrize("name", ["digits", "parity", "maze"])
 def test_the_shipped_configurations_fit_their_task(name: str) -> None:
     config = read_toml(CONFIGS / f"{name}.toml")
     check_fit(config.model, load_task(config.task))

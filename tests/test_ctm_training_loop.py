@@ -41,6 +41,7 @@ def fresh_accelerate() -> Iterator[None]:
 
 SMALL = {
     "threads": 1,
+    "compile": False,
     "updates": 8,
     "batch_size": 24,
     # Bare pixels: no normalisation over rows, so that splitting them changes nothing.

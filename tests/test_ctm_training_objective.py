@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctm.certainty import most_certain
-from ctm.losses import energy_contrast, energy_loss, image_loss
+from ctm.losses import energy_contrast, energy_loss, image_loss, maze_loss
 from ctm.model import Thoughts
 from ctm.training.config import LossConfig
 from ctm.training.objective import objective
@@ -69,3 +69,19 @@ def test_what_predictions_are_learned_by_beside_the_energies(
     loss = objective(given, TARGETS, "image", LossConfig(energy_beside=beside, energy_margin=5.0, energy_scale=0.5))
     torch.testing.assert_close(loss.value, torch.stack(list(parts.values())).sum())
     assert torch.equal(loss.tick, most_certain(given.certainties))
+
+
+@pytest.mark.parametrize("lookahead", [1, 2, 4])
+def test_a_route_is_learned_as_far_ahead_as_the_configuration_says(lookahead: int) -> None:
+    chance = torch.Generator().manual_seed(3)
+    predictions, certainties = torch.randn(4, 3, 4 * 5, generator=chance), torch.rand(4, 3, generator=chance)
+    moves = torch.randint(5, (4, 4), generator=chance)
+    given = Thoughts(
+        predictions=predictions, certainties=certainties, energies=None, sync_out=torch.zeros(4, 2), track=None
+    )
+    loss = objective(given, moves, "maze", LossConfig(lookahead=lookahead))
+    assert torch.equal(loss.value, maze_loss(predictions, certainties, moves, lookahead=lookahead).value)
+    others = {
+        maze_loss(predictions, certainties, moves, lookahead=other).value.item() for other in {1, 2, 4} - {lookahead}
+    }
+    assert loss.value.item() not in others, "seed 3 cannot tell the choice"

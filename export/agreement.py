@@ -7,12 +7,14 @@ The model here is the one that was trained, not the program made from it: what c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctm.frontier import stopping
+from ctm.energy import StopRule, stop
+from ctm.program import Program
 from ctm.servable import Servable
 from export.artefact import Array, Artefact
 from export.errors import DisagreementError
@@ -45,6 +47,8 @@ def measure_agreement(
     inputs: Sequence[Tensor],
     threshold: float | None,
     *,
+    energy_threshold: float | None = None,
+    energy_delta: float | None = None,
     row_counts: Sequence[int] = ROW_COUNTS,
     tolerance: float = TOLERANCE,
 ) -> Agreement:
@@ -52,8 +56,9 @@ def measure_agreement(
 
     Args:
         inputs: each [N, ...], at least as many rows as the largest of `row_counts`; all of them run freely.
-        threshold: the certainty at which rows stop. None, where none is shipped: the median certainty of eager's
+        threshold: the certainty at which rows stop. Where no rule at all is shipped the median certainty of eager's
             ticks stands in, and the share of equal stop ticks is recorded but decides nothing.
+        energy_threshold, energy_delta: at which rows stop as well; None where they are not shipped.
 
     Raises:
         DisagreementError: a difference is beyond the tolerance, or too many rows stop at another tick.
@@ -64,14 +69,21 @@ def measure_agreement(
     chunks = zip(*(torch.split(tensor, _CHUNK) for tensor in inputs), strict=True)
     parts = [_free_running(servable, artefact, chunk) for chunk in chunks]
     difference_T = np.max([difference for difference, _, _ in parts], axis=0)
-    eager_NT = np.concatenate([certainty for _, certainty, _ in parts])
-    artefact_NT = np.concatenate([certainty for _, _, certainty in parts])
-    stop_at = float(np.median(eager_NT)) if threshold is None else threshold
-    equal = float((stopping(eager_NT, stop_at)[0] == stopping(artefact_NT, stop_at)[0]).mean())
-    if threshold is not None and equal < EQUAL_STOP_TICKS:
+    eager_2NT = np.concatenate([seen for _, seen, _ in parts], axis=1)
+    artefact_2NT = np.concatenate([seen for _, _, seen in parts], axis=1)
+    shipped = StopRule(
+        certainty=inf if threshold is None else threshold,
+        energy=-inf if energy_threshold is None else energy_threshold,
+        delta=energy_delta or 0.0,
+    )
+    rule = StopRule(certainty=float(np.median(eager_2NT[0]))) if shipped == StopRule() else shipped
+    (eager_stops, *_), (artefact_stops, *_) = (stop(seen[0], seen[1], rule) for seen in (eager_2NT, artefact_2NT))
+    equal = float((eager_stops == artefact_stops).mean())
+    if rule == shipped and equal < EQUAL_STOP_TICKS:
         raise DisagreementError(
-            f"{artefact.backend}: of {rows} rows {equal:.2%} stop on the same tick as eager's at certainty "
-            f"{threshold:g}, at least {EQUAL_STOP_TICKS:.1%} must"
+            f"{artefact.backend}: of {rows} rows {equal:.2%} stop on the same tick as eager's by certainty "
+            f"{rule.certainty:g}, energy {rule.energy:g}, change of energy {rule.delta:g}; at least "
+            f"{EQUAL_STOP_TICKS:.1%} must"
         )
     return Agreement(
         one_tick=tuple(np.max(by_count, axis=0).tolist()),
@@ -106,18 +118,24 @@ def _one_tick(servable: Servable, artefact: Artefact, inputs: Sequence[Tensor], 
 
 @torch.inference_mode()
 def _free_running(servable: Servable, artefact: Artefact, inputs: Sequence[Tensor]) -> tuple[Array, Array, Array]:
-    """The largest difference at each tick, [T], and the certainties of eager and artefact, [N, T] each."""
+    """The largest difference at each tick, [T]; what eager and artefact stop by, certainty and energy, [2, N, T]."""
     program = servable.program
-    place = len(program.state) + [spec.role for spec in program.outputs].index("certainty")
     context, state = artefact.encode(_arrays(inputs)), None
     differences, theirs, own = [], [], []
     for arguments, expected_results in servable.eager_ticks(inputs):
         results, eager = artefact.tick([*context, *(state or _arrays(arguments))]), _arrays(expected_results)
         state = results[: len(program.state)]
         differences.append(max(map(_difference, results, eager)))
-        theirs.append(eager[place])
-        own.append(results[place])
-    return np.array(differences), np.stack(theirs, axis=1), np.stack(own, axis=1)
+        theirs.append(_seen(program, eager))
+        own.append(_seen(program, results))
+    return np.array(differences), np.stack(theirs, axis=2), np.stack(own, axis=2)
+
+
+def _seen(program: Program, results: Sequence[Array]) -> Array:
+    """Certainty and energy of a tick, [2, N]; NaN for the energies of a model without an energy head."""
+    named = dict(zip((spec.role for spec in program.outputs), results[len(program.state) :], strict=True))
+    certainty = named["certainty"]
+    return np.stack([certainty, named.get("energy", np.full_like(certainty, np.nan))])
 
 
 def _first(inputs: Sequence[Tensor], count: int) -> list[Tensor]:

@@ -73,7 +73,7 @@ def build_bundle(
     with draft(publication.store, publication.name) as folder:
         _write_program(source, publication, folder)
         for name in ("onnx",) if publication.only_onnx else ("onnx", "torchscript"):
-            agreement = _agreement(source, name, folder, inputs, publication.certainty_threshold)
+            agreement = _agreement(source, name, folder, inputs, publication)
             graphs, opset = (ONNX_GRAPHS, OPSET) if name == "onnx" else (TORCHSCRIPT_GRAPHS, 0)
             manifest.artefacts.append(describe_artefact(name, graphs, opset, agreement))
         if quality is not None:
@@ -119,11 +119,18 @@ def _write_program(source: Source, publication: Publication, folder: Path) -> No
 
 
 def _agreement(
-    source: Source, backend: str, folder: Path, inputs: Sequence[Tensor], threshold: float | None
+    source: Source, backend: str, folder: Path, inputs: Sequence[Tensor], publication: Publication
 ) -> Agreement:
     graphs, form = (ONNX_GRAPHS, OnnxArtefact) if backend == "onnx" else (TORCHSCRIPT_GRAPHS, TorchScriptArtefact)
     artefact = form(folder / graphs["encode"], folder / graphs["tick"])
-    return measure_agreement(source.servable, artefact, inputs, threshold)
+    return measure_agreement(
+        source.servable,
+        artefact,
+        inputs,
+        publication.certainty_threshold,
+        energy_threshold=publication.energy_threshold,
+        energy_delta=publication.energy_delta,
+    )
 
 
 def _set_defaults(manifest: Manifest, publication: Publication) -> None:

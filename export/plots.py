@@ -46,6 +46,8 @@ def _draw_by_tick(axes: Axes, quality: Quality) -> None:
         axes.legend(loc="upper right")
         return
     axes.plot(ticks, quality.accuracy, marker=".", label="accuracy")
+    if quality.whole:
+        axes.plot(ticks, quality.whole, marker=".", label="right as a whole")
     axes.plot(ticks, quality.certainty, marker=".", label="mean certainty")
     axes.axhline(quality.accuracy_most_certain, color="grey", linestyle=":", label="accuracy, most certain tick")
     axes.set(xlabel="tick", ylabel="share", ylim=(0, 1.02), title="Accuracy and certainty by tick")

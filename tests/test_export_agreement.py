@@ -11,6 +11,7 @@ import torch
 from onnx import numpy_helper
 from tiny_bundle import publish_tiny_bundle, tiny_inputs, tiny_model
 
+from ctm.model import CTM
 from ctm.program import Encode, Tick
 from ctm.servable import servable
 from export import build
@@ -19,7 +20,16 @@ from export.artefact import Array
 from export.errors import DisagreementError
 
 THRESHOLD = 0.7
-RESULTS = ("next_trace", "next_post", "next_action_sum", "next_out_sum", "next_ticks_done", "prediction", "certainty")
+RESULTS = (
+    "next_trace",
+    "next_post",
+    "next_action_sum",
+    "next_out_sum",
+    "next_ticks_done",
+    "prediction",
+    "certainty",
+    "energy",
+)
 
 
 class Frozen:
@@ -27,8 +37,16 @@ class Frozen:
 
     backend = "frozen"
 
-    def __init__(self, *, error: float = 0.0, result: str = "certainty", at_tick: int = 1, keys: float = 0.0) -> None:
-        self._model = tiny_model()
+    def __init__(
+        self,
+        *,
+        error: float = 0.0,
+        result: str = "certainty",
+        at_tick: int = 1,
+        keys: float = 0.0,
+        model: CTM | None = None,
+    ) -> None:
+        self._model = tiny_model() if model is None else model
         self._encode, self._tick = Encode(self._model).eval(), Tick(self._model, 16).eval()
         self._error, self._place, self._at_tick, self._keys = error, RESULTS.index(result), at_tick, keys
 
@@ -88,6 +106,22 @@ def test_small_differences_that_move_stopping_ticks_are_refused_too() -> None:
     at_tick = int((certainties[0] >= threshold).float().argmax()) + 1
     with pytest.raises(DisagreementError, match=r"of 32 rows 9\d\.\d\d% stop on the same tick .* at least 99.9% must"):
         measure_agreement(servable(model), Frozen(error=-8e-5, at_tick=at_tick), inputs, threshold)
+
+
+def test_rows_that_energy_would_stop_at_another_tick_are_refused_too() -> None:
+    model = tiny_model(energy_hidden=4)
+    inputs = [tiny_inputs(model, 32)]
+    with torch.no_grad():
+        energies = model(*inputs).energies
+    assert energies is not None
+    # Within the tolerance, and enough for the row that lies right below the threshold at the first tick.
+    threshold = float(energies[:, 0].min()) + 4e-5
+    artefact = Frozen(error=8e-5, result="energy", model=model)
+    alone = {"energy_threshold": threshold}
+    assert measure_agreement(servable(model), artefact, inputs, 1.0).equal_stop_ticks == 1.0
+    with pytest.raises(DisagreementError, match=r"of 32 rows 9\d\.\d\d% stop on the same tick .* energy"):
+        measure_agreement(servable(model), artefact, inputs, None, **alone)
+    assert measure_agreement(servable(model), Frozen(model=model), inputs, None, **alone).equal_stop_ticks == 1.0
 
 
 def test_without_a_shipped_threshold_stopping_ticks_are_recorded_and_decide_nothing() -> None:

@@ -1,6 +1,7 @@
 """A program's functions as TorchScript: traced, frozen, with free rows."""
 
 import io
+import logging
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -26,10 +27,22 @@ def write_torchscript(function: nn.Module, example: Sequence[Tensor], path: Path
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the advice to leave TorchScript: torch 2.13 deprecates it, and it still runs."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-        yield
+    """Without the advice to leave TorchScript: torch 2.13 deprecates it, and it still runs.
+
+    Nor with what `transformers` says when every attribute of its models is looked at, as tracing does, nor with the
+    tracer's of its checks on shapes: whether a graph holds for other shapes is what measuring agreement tells.
+    """
+    library = logging.getLogger("transformers")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="transformers")
+            yield
+    finally:
+        library.setLevel(level)
 
 
 def _strip(archive: io.BytesIO, path: Path) -> None:

@@ -109,7 +109,9 @@ class Encode(nn.Module):
         keys, values = (F.pad(tensor, (0, 0, 0, padding)) for tensor in (context.keys, context.values))
         places_W = torch.arange(self.window, device=tokens.device)
         mask_BW = torch.where(places_W < length[:, None], 0.0, HIDDEN)
-        last_BE = read.features.gather(1, (length - 1)[:, None, None].expand(-1, 1, read.features.shape[-1])).squeeze(1)
+        # A row of a batch that nobody is in may have no token at all.
+        last_B11 = (length - 1).clamp(min=0)[:, None, None]
+        last_BE = read.features.gather(1, last_B11.expand(-1, 1, read.features.shape[-1])).squeeze(1)
         base_BV = F.linear(self.base_share * last_BE + self.base_bias, self.gpt2.head)
         return keys, values, mask_BW, base_BV
 

@@ -10,6 +10,8 @@ from typing import Annotated
 import tyro
 
 from ctm.checkpoint import CheckpointError
+from ctm.language.errors import CorpusError
+from ctm.language.features import Gpt2Error
 from ctm.tasks.fetch import FetchError
 from ctm.tasks.idx import IdxError
 from ctm.training.config import RunConfig
@@ -27,7 +29,16 @@ DESCRIPTION = """Train a Continuous Thought Machine.
 
 Every key of the file is an option; the defaults shown are those of the file. SIGTERM and Ctrl-C end the run after a
 checkpoint."""
-EXPECTED = (ConfigError, CheckpointError, FetchError, IdxError, DivergedError, FileNotFoundError)
+EXPECTED = (
+    ConfigError,
+    CheckpointError,
+    CorpusError,
+    Gpt2Error,
+    FetchError,
+    IdxError,
+    DivergedError,
+    FileNotFoundError,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +73,15 @@ def parse(arguments: Sequence[str]) -> Command:
         raise ConfigError(f"a file or --resume must describe the run; {PROGRAM} --help says more")
     command = Command(config=config, resume=resume, run=run)
     try:
-        return tyro.cli(Command, args=list(arguments), default=command, prog=PROGRAM, description=DESCRIPTION)
+        return tyro.cli(
+            Command,
+            args=list(arguments),
+            default=command,
+            prog=PROGRAM,
+            description=DESCRIPTION,
+            # What a file leaves out, such as a language, is no command of its own.
+            config=(tyro.conf.AvoidSubcommands,),
+        )
     except ValueError as error:
         # Values that are fine alone but not together; tyro reports all other mistakes itself.
         raise ConfigError(str(error)) from error

@@ -1,5 +1,6 @@
 """The eager program: a model built anew from a bundle's configuration and weights. The only file that knows `ctm`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -7,11 +8,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from ctm.config import CTMConfig
+from ctm.language.config import LanguageConfig
+from ctm.language.model import LanguageCTM
 from ctm.model import CTM
-from ctm.program import Encode, Tick
+from ctm.servable import Model, servable
 from serving.backends.torch_programs import Graph
 from serving.bundle import Bundle
-from serving.mismatch import Mismatch, quote
+from serving.mismatch import Mismatch, listing, quote
 
 WEIGHTS = "weights.safetensors"
 
@@ -22,19 +25,33 @@ def load_eager(bundle: Bundle) -> tuple[Graph, Graph]:
     Raises:
         Mismatch: a family that is not ours, no weights, or weights of another configuration.
     """
-    if bundle.manifest.family != "ctm":
-        raise Mismatch("manifest.json: family", quote(bundle.manifest.family), "ctm: no other can be built")
+    build = _FAMILIES.get(bundle.manifest.family)
+    if build is None:
+        known = f"{listing(_FAMILIES)}: no other can be built"
+        raise Mismatch("manifest.json: family", quote(bundle.manifest.family), known)
     if WEIGHTS not in {file.name for file in bundle.manifest.files}:
         raise Mismatch("manifest.json: files", f"no {WEIGHTS}", "the weights to build an eager model from")
     try:
-        model = CTM(CTMConfig.from_dict(_whole(MessageToDict(bundle.manifest.config))))
-    except (ValueError, TypeError) as error:
-        raise Mismatch("manifest.json: config", quote(str(error), 300), "a CTM's configuration") from error
+        model = build(_whole(MessageToDict(bundle.manifest.config)))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        expected = f"the configuration of a model of family {bundle.manifest.family}"
+        raise Mismatch("manifest.json: config", quote(str(error), 300), expected) from error
     try:
         model.load_state_dict(load(bundle.read(WEIGHTS)), strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise Mismatch(WEIGHTS, quote(str(error), 300), "the weights of the manifest's configuration") from error
-    return Encode(model).eval(), Tick(model.eval(), bundle.tick_cap).eval()
+    form = servable(model.eval())
+    return form.encode(), form.tick(bundle.tick_cap)
+
+
+def _build_language(config: dict[str, Any]) -> LanguageCTM:
+    return LanguageCTM(CTMConfig.from_dict(config["model"]), LanguageConfig.from_dict(config["language"]))
+
+
+_FAMILIES: dict[str, Callable[[dict[str, Any]], Model]] = {
+    "ctm": lambda config: CTM(CTMConfig.from_dict(config)),
+    "language": _build_language,
+}
 
 
 def _whole(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """HyperCTM: which layers change, what a change costs, and that a thought of one is served as it was trained."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,12 @@ from ctm.config import CTMConfig
 from ctm.hyper import HyperLinear, describe_hyper, hyper_levels
 from ctm.model import CTM
 from ctm.training.cli import parse
+from serving.backends.load import load_backend
 from serving.bundle import load_bundle
+from serving.engine import Engine
+from serving.events import Tick
+from serving.scheduler import Scheduler
+from serving.settings import BackendConfig, EngineConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 HYPER = {"synapse_depth": 3, "hyper_layers": "bottleneck", "hyper_rank": 3, "hyper_nlm_rank": 2, "hyper_gate": True}
@@ -109,16 +115,19 @@ def test_a_hyper_thought_is_the_same_alone_or_in_company(bundle_folder):
             assert fingerprint(events[asked]) == alone[index], f"row {index} in {num_slots} slots"
 
 
-def test_a_served_hyper_thought_has_the_models_numbers(bundle_folder):
+@pytest.mark.parametrize("kind", ["onnx", "eager"])
+def test_a_served_hyper_thought_has_the_models_numbers(bundle_folder, kind):
     bundle, model = load_bundle(bundle_folder), tiny_model(**HYPER)
     inputs = tiny_inputs(model, rows=4, seed=6)
     with torch.no_grad():
         expected = model(inputs).predictions
-    for row in range(4):
-        (events,) = run(make_engine(bundle, 2), [ask(bundle, inputs[row][None].numpy())]).values()
-        for event in events[:-1]:
-            if getattr(event, "tick", None) is not None:
-                np.testing.assert_allclose(event.prediction, expected[row, event.tick - 1], atol=1e-4, rtol=1e-4)
+    backend = load_backend(bundle, BackendConfig(kind=kind), EngineConfig(num_slots=2))
+    engine = Engine(backend, Scheduler(num_slots=2, max_waiting=8, admissions_per_plan=2), clock=time.monotonic)
+    (events,) = run(engine, [ask(bundle, inputs.numpy())]).values()
+    ticks = [event for event in events if isinstance(event, Tick)]
+    assert len({event.row for event in ticks}) == 4
+    for event in ticks:
+        np.testing.assert_allclose(event.prediction, expected[event.row, event.tick - 1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from benchmarks.lockstep import StopWithLast
 from benchmarks.workload import Workload, default_workload, random_inputs
 from ctm.config import CTMConfig
 from ctm.model import CTM
-from ctm.program import specify
+from ctm.servable import servable
 from ctm.tasks import TaskConfig, load_task
 from export.build import Publication, build_bundle
 from export.source import Source
@@ -95,10 +95,11 @@ def synthetic(store: Path, config: CTMConfig = SYNTHETIC, rows: int = _SYNTHETIC
     Random weights cost what trained ones cost, but are never certain: budgets take the place of certainty.
     """
     torch.manual_seed(_SEED)
-    source = Source(model=CTM(config, seed=_SEED).eval(), program=specify(CTM(config, seed=_SEED), "features"))
+    model = CTM(config, seed=_SEED).eval()
+    source = Source(model=model, servable=servable(model, "features"))
     publication = Publication(store=store, name="synthetic", tick_cap=config.ticks)
     examples = torch.randn(_BATCH, *config.input_shape, generator=torch.Generator().manual_seed(_SEED))
-    bundle = load_bundle(build_bundle(source, publication, examples))
+    bundle = load_bundle(build_bundle(source, publication, [examples]))
     workload = Workload(
         model=bundle.name,
         inputs=random_inputs(bundle.program.inputs, rows, _SEED),

@@ -20,8 +20,9 @@ README = ROOT / "README.md"
 def quality_table() -> str:
     """What each shipped bundle says of itself, with the numbers that its export measured."""
     lines = [
-        "| model | parameters | ticks T | most certain of T | at the threshold | mean ticks used | first tick |",
-        "|---|---|---|---|---|---|---|",
+        "| model | what it answers | parameters | size | ticks T | most certain of T | at the threshold "
+        "| mean ticks used | first tick |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted((ROOT / "model_store").glob("*/*/manifest.json")):
         manifest = json.loads(path.read_text())
@@ -31,12 +32,36 @@ def quality_table() -> str:
         threshold = manifest["stop"]["certainty_threshold"]
         point = min(quality["frontier"], key=lambda entry: abs(entry["certainty_threshold"] - threshold))
         card = path.parent.relative_to(ROOT) / "README.md"
+        size = sum(int(file["size"]) for file in manifest["files"]) / 1e6
+        all_ticks, stopped, first = _worth(quality, point)
         lines.append(
-            f"| [{manifest['name']}]({card}) | {int(manifest['provenance']['parameters']):,} | {manifest['ticks']} "
-            f"| {quality['accuracy_most_certain']:.2%} | {point['accuracy']:.2%} at {threshold:.3g} "
-            f"| {point['mean_ticks']:.2f} ± {point['ticks_deviation']:.2f} | {quality['accuracy'][0]:.2%} |"
+            f"| [{manifest['name']}]({card}) | {_answer(manifest)} | {int(manifest['provenance']['parameters']):,} "
+            f"| {size:.1f} MB | {manifest['ticks']} | {all_ticks} | {stopped} at {threshold:.3g} "
+            f"| {point['mean_ticks']:.2f} ± {point['ticks_deviation']:.2f} | {first} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _answer(manifest: dict[str, Any]) -> str:
+    """What a thought of the model is about, by the shape of its prediction."""
+    if manifest.get("chain") == "text":
+        return "the next token of a text"
+    prediction = next(spec for spec in manifest["outputs"] if spec.get("role") == "PREDICTION")
+    *positions, classes = map(int, prediction["shape"])
+    return f"{positions[0]} × one of {classes}" if positions else f"one of {classes}"
+
+
+def _worth(quality: dict[str, Any], point: dict[str, Any]) -> tuple[str, str, str]:
+    """At the most certain of all ticks, at the threshold, at the first tick."""
+    if quality["metric"] == "bits_per_byte":
+        values = (quality["bits_per_byte_most_certain"], point["bits_per_byte"], quality["bits_per_byte"][0])
+        return f"{values[0]:.3f} bits a byte", f"{values[1]:.3f}", f"{values[2]:.3f}"
+    values = (quality["accuracy_most_certain"], point["accuracy"], quality["accuracy"][0])
+    texts = [f"{value:.2%}" for value in values]
+    if "whole" in quality:
+        wholes = (quality["whole_most_certain"], point.get("whole", 0.0), quality["whole"][0])
+        texts = [f"{text} of positions, {whole:.2%} whole" for text, whole in zip(texts, wholes, strict=True)]
+    return texts[0], texts[1], texts[2]
 
 
 def speed_table() -> str:

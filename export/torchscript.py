@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 
 def write_torchscript(function: nn.Module, example: Sequence[Tensor], path: Path) -> None:
@@ -39,7 +40,7 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
             warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="transformers")
+            warnings.filterwarnings("ignore", category=TracerWarning, module="transformers")
             yield
     finally:
         library.setLevel(level)

@@ -138,6 +138,18 @@ def test_logits_that_are_kept_for_the_way_back_do_not_grow_with_the_ticks(option
     assert counts[0] >= logits, "the logits that are descended are kept"
 
 
+def test_any_tick_descends_one_drawn_tick_of_each_token_beside_the_other_two() -> None:
+    model = language_model(any_tick=0.3)
+    tokens, targets = some_text()
+    torch.manual_seed(11)
+    value = model(tokens, targets).value
+    torch.manual_seed(11)
+    drawn = torch.randint(model.config.ticks, (targets.numel(),))
+    assert drawn.unique().tolist() == [0, 1, 2, 3], "all ticks are drawn"
+    drawn_loss = model.judge(tokens, targets).losses.gather(1, drawn[:, None]).mean()
+    torch.testing.assert_close(value, 0.7 * plain_loss(model, tokens, targets) + 0.3 * drawn_loss)
+
+
 def test_final_only_descends_the_last_tick() -> None:
     model = language_model(final_only=True)
     tokens, targets = some_text()
@@ -249,6 +261,8 @@ def test_a_core_that_does_not_fit_is_refused(core: dict[str, Any], language: dic
         ({"heads": 3}, "language.heads must divide language.width 8, got 3"),
         ({"dropout": 1.0}, r"language.dropout must be a number in \[0, 1\), got 1.0"),
         ({"frozen": True}, "language.gpt2 must say which"),
+        ({"any_tick": 1.5}, r"language.any_tick must be a share in \[0, 1\], got 1.5"),
+        ({"any_tick": 0.5, "final_only": True}, "language.final_only reads no other tick, got language.any_tick = 0.5"),
         ({"layers": 0}, "language.layers must be a whole number of at least 1, got 0"),
     ],
 )

@@ -48,6 +48,10 @@ class LanguageConfig:
     """Learn from the last tick alone, and read no other while training: the thriftiest. Otherwise from the best and the
     most certain tick of each token, as the paper does."""
 
+    any_tick: float = 0.0
+    """Share of the loss that falls on one tick of each token drawn at random, so that every tick learns to predict:
+    what makes early ones worth stopping at. In [0, 1]."""
+
     checkpoint_ticks: bool = False
     """Compute ticks again on the way back rather than keep what they computed: memory against time."""
 
@@ -62,6 +66,10 @@ class LanguageConfig:
             raise ValueError(f"language.heads must divide language.width {self.width}, got {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"language.dropout must be a number in [0, 1), got {self.dropout!r}")
+        if not 0 <= self.any_tick <= 1:
+            raise ValueError(f"language.any_tick must be a share in [0, 1], got {self.any_tick!r}")
+        if self.any_tick and self.final_only:
+            raise ValueError(f"language.final_only reads no other tick, got language.any_tick = {self.any_tick}")
         if self.frozen and not self.gpt2:
             raise ValueError("language.frozen keeps a GPT-2 as it is: language.gpt2 must say which, got none")
         if self.frozen and self.alone:

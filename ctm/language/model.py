@@ -96,8 +96,8 @@ class LanguageCTM(nn.Module):
     def forward(self, tokens_BL: Tensor, targets_BL: Tensor) -> TokenLoss:
         """Think after every token about the next one, and compare.
 
-        The gradient is that of the loss at two ticks, so only these two are read with a gradient: which two they are is
-        found without one, and no tick's logits are kept.
+        The gradient is that of the loss at two ticks (three with `any_tick`), so only these are read with a gradient:
+        which they are is found without one, and no other tick's logits are kept.
         """
         features_BLE, context = self.encode(tokens_BL)
         features_NE, targets_N = features_BLE.flatten(0, 1), targets_BL.flatten()
@@ -107,13 +107,15 @@ class LanguageCTM(nn.Module):
         if self.language.final_only:
             return self._final_loss(self.mix(syncs[-1], features_NE), targets_N)
         losses_NT, certainties_NT, right_NT, _ = self._judge(syncs, features_NE, targets_N)
-        best_N, judged_N = losses_NT.argmin(-1), most_certain(certainties_NT)
-        sync_NTO = torch.stack(syncs, dim=1)
-        best, judged = (
-            F.cross_entropy(self.logits(self.mix(_at(sync_NTO, tick_N), features_NE)), targets_N)
-            for tick_N in (best_N, judged_N)
-        )
-        return TokenLoss((best + judged) / 2, right_NT.gather(1, judged_N[:, None]).squeeze(1), judged_N)
+        judged_N, sync_NTO = most_certain(certainties_NT), torch.stack(syncs, dim=1)
+
+        def loss_at(tick_N: Tensor) -> Tensor:
+            return F.cross_entropy(self.logits(self.mix(_at(sync_NTO, tick_N), features_NE)), targets_N)
+
+        value = (loss_at(losses_NT.argmin(-1)) + loss_at(judged_N)) / 2
+        if share := self.language.any_tick:
+            value = (1 - share) * value + share * loss_at(torch.randint_like(judged_N, len(syncs)))
+        return TokenLoss(value, right_NT.gather(1, judged_N[:, None]).squeeze(1), judged_N)
 
     @torch.no_grad()
     def judge(self, tokens_BL: Tensor, targets_BL: Tensor) -> TokenThoughts:

@@ -1,5 +1,6 @@
 """A language model all the way: a corpus, a little training, a bundle, a server, a text; and what padding changes."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from served import served
 from small_corpus import small_corpus
 from test_promises import fingerprint, make_engine, run
 
+from benchmarks import language
 from ctm.checkpoint import CheckpointError, load_model
 from ctm.families import load_trained
 from ctm.training.cli import main as train
@@ -174,6 +176,21 @@ async def test_a_text_is_written_by_a_real_server(small: Small) -> None:
         assert greedy[0].text == greedy[1].text
         with pytest.raises(InvalidRequest, match=f"{WINDOW}"):
             await client.generate("small", "the cat eats it. " * 40, max_links=2).result()
+
+
+def test_the_benchmark_tells_what_a_thought_is_worth(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "bits.png"
+    assert language.main([str(small.run), "--data-dir", str(small.corpus), "--plot", str(picture)]) == 0
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    manifest = load_bundle(small.bundle).manifest
+    assert found["test_bits"] == pytest.approx(manifest.quality.bits_per_byte_most_certain)
+    assert found["test_bits_by_tick"] == pytest.approx(list(manifest.quality.bits_per_byte))
+    for stopping in found["stopping"]:
+        allowed = found["held_out_bits"] * (1 + stopping["most_loss"])
+        assert stopping["held_out"]["bits_per_byte"] <= allowed or stopping["held_out"]["threshold"] == 0.99
+    assert picture.stat().st_size > 1000
 
 
 def test_another_corpus_is_refused(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -235,6 +236,23 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"no")
     config = language_config(gpt2=str(tmp_path))
     with pytest.raises(Gpt2Error, match="holds no safetensors"):
+        load_gpt2(LanguageCTM(core_config(), config).gpt2, config)
+
+
+def test_a_model_of_another_family_is_refused(gpt2_folder: Path, tmp_path: Path) -> None:
+    config = language_config(gpt2=str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes((gpt2_folder / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(Gpt2Error, match="holds a model of family 'llama', expected 'gpt2'"):
+        load_gpt2(LanguageCTM(core_config(), config).gpt2, config)
+
+
+def test_a_gpt2_without_all_of_its_weights_is_refused(gpt2_folder: Path, tmp_path: Path) -> None:
+    weights = load_file(gpt2_folder / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if "ln_f" not in name}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((gpt2_folder / "config.json").read_text())
+    config = language_config(gpt2=str(tmp_path))
+    with pytest.raises(Gpt2Error, match=r"lacks 2 weights of a GPT-2, such as ln_f\.bias"):
         load_gpt2(LanguageCTM(core_config(), config).gpt2, config)
 
 

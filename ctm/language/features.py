@@ -80,7 +80,7 @@ def load_gpt2(gpt2: Gpt2, config: LanguageConfig) -> None:
     Raises:
         Gpt2Error: it is no GPT-2, or one of other sizes; names both sides.
     """
-    from transformers import GPT2Model
+    from transformers import AutoConfig, GPT2Model
     from transformers.utils import logging
 
     source = config.gpt2
@@ -89,9 +89,19 @@ def load_gpt2(gpt2: Gpt2, config: LanguageConfig) -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it has no types
     try:
         with _quiet():
-            found: Any = GPT2Model.from_pretrained(source, use_safetensors=True)
+            # Of another family's weights it would say so in its log, and go on with drawn ones.
+            kind = AutoConfig.from_pretrained(source).model_type
+            if kind != "gpt2":
+                raise Gpt2Error(f"language.gpt2: {source} holds a model of family {kind!r}, expected 'gpt2'")
+            found: Any
+            loaded: dict[str, Any]
+            found, loaded = GPT2Model.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    except Gpt2Error:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise Gpt2Error(f"language.gpt2: no GPT-2 at {source}: {' '.join(str(error).split())[:300]}") from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise Gpt2Error(f"language.gpt2: {source} lacks {len(missing)} weights of a GPT-2, such as {missing[0]}")
     theirs = found.config
     sizes = {
         "vocabulary": theirs.vocab_size,

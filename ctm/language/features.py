@@ -93,9 +93,8 @@ def load_gpt2(gpt2: Gpt2, config: LanguageConfig) -> None:
             kind = AutoConfig.from_pretrained(source).model_type
             if kind != "gpt2":
                 raise Gpt2Error(f"language.gpt2: {source} holds a model of family {kind!r}, expected 'gpt2'")
-            found: Any
-            loaded: dict[str, Any]
-            found, loaded = GPT2Model.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+            answer: Any = GPT2Model.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+            found, loaded = answer
     except Gpt2Error:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:

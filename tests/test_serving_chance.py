@@ -1,6 +1,7 @@
 """Numbers drawn by seed, row and link: the same on every machine, and different wherever one of the three differs."""
 
-from itertools import combinations, product
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, product, starmap
 
 import numpy as np
 import pytest
@@ -23,6 +24,20 @@ def test_the_numbers_are_these_wherever_they_are_drawn(drawn_by, numbers):
 
 def test_more_numbers_begin_with_the_same():
     np.testing.assert_array_equal(uniform(3, 1, 4, 9)[:5], uniform(3, 1, 4, 5))
+
+
+def test_threads_that_draw_at_once_do_not_meet():
+    keys = list(product(range(5), range(5), range(40)))
+    with ThreadPoolExecutor(4) as threads:
+        together = threads.map(lambda key: uniform(*key)[0], keys)
+    assert list(together) == [numbers[0] for numbers in starmap(uniform, keys)]
+
+
+def test_a_draw_leaves_nothing_to_the_next():
+    (alone,) = uniform(2, 3, 4)
+    for count in range(1, 6):
+        uniform(1, 1, 1, count)
+        assert uniform(2, 3, 4)[0] == alone
 
 
 def test_no_two_rows_or_links_share_a_number():

@@ -78,6 +78,7 @@ class _Provenance:
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 0
     torch: str | None = None
     python: str | None = None
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +110,7 @@ def from_checkpoint(folder: Path) -> Source:
         task=task.name,
         labels=task.labels,
         input_range=INPUT_RANGES.get(task.input_name),
-        command=_command(provenance.command),
+        command=_command(provenance),
         seed=provenance.seed,
         versions={name: number for name, number in versions.items() if number},
         data_dir=None if recorded.run.data_dir is None else Path(recorded.run.data_dir),
@@ -187,11 +188,14 @@ def _recorded(config: Mapping[str, Any]) -> _Recorded:
         raise ExportError(f"the checkpoint's config.json: {where}: {reason}, got {first['input']!r}") from error
 
 
-def _command(text: str) -> str:
+def _command(provenance: _Provenance) -> str:
+    """What was typed, and as comments what was changed when the run was resumed."""
+    text = provenance.command
     try:
-        return portable(shlex.split(text))
+        command = portable(shlex.split(text))
     except ValueError as error:
         raise ExportError(f"the checkpoint's config.json: provenance.command: {error}, got {text!r}") from error
+    return "\n".join([command, *(f"# {change}" for change in provenance.changes)])
 
 
 def _shorten(argument: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from ctm.checkpoint import read_checkpoint
 from ctm.training.cli import main
+from export.source import from_checkpoint
 
 ROOT = Path(__file__).parent.parent
 UPDATES = 60
@@ -113,6 +115,22 @@ def test_a_finished_run_resumed_stays_as_it_is(undisturbed: Path) -> None:
     assert main(["--resume", str(undisturbed)]) == 0
     after = read_checkpoint(undisturbed / "last").weights
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_finished_run_goes_on_with_more_updates_and_says_so_wherever_it_comes_from(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    longer = tmp_path / "longer"
+    shutil.copytree(undisturbed, longer, symlinks=True)
+    assert main(["--resume", str(longer), "--updates", str(UPDATES + 2), "--report.evaluate-every", "1"]) == 0
+    last = read_checkpoint(longer / "last")
+    assert last.progress["done"] == UPDATES + 2
+    changes = [
+        f"after update {UPDATES}: from here on updates is {UPDATES + 2}, it was {UPDATES}",
+        f"after update {UPDATES}: from here on report.evaluate_every is 1, it was 20",
+    ]
+    assert last.config["provenance"]["changes"] == changes
+    assert from_checkpoint(longer / "last").command.splitlines()[1:] == [f"# {change}" for change in changes]
 
 
 def test_a_run_resumed_with_another_model_is_refused(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:

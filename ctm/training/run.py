@@ -56,6 +56,7 @@ def train(config: RunConfig, *, resume: bool = False, command: Sequence[str] = (
         trainer = Trainer(config, family, accelerator, Reporter(), _origin(family, command))
         if resume:
             trainer.restore(last_checkpoint(config.folder))
+            _remember(changed, trainer)
         if accelerator.is_main_process:
             done = trainer.progress.done
             trainer.reporter = stack.enter_context(FolderReporter(config.folder, done, config.updates))
@@ -113,6 +114,14 @@ def _origin(family: Family, command: Sequence[str]) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def _remember(changed: Sequence[str], trainer: Trainer) -> None:
+    """Have checkpoints tell what the command that began the run does not."""
+    if changed:
+        earlier = trainer.origin["provenance"].get("changes", [])
+        after = [f"after update {trainer.progress.done}: {sentence}" for sentence in changed]
+        trainer.origin["provenance"] = {**trainer.origin["provenance"], "changes": [*earlier, *after]}
 
 
 def _greeting(trainer: Trainer) -> str:

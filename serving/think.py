@@ -62,7 +62,7 @@ async def _run(options: Options) -> None:
 
 async def _write(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Options) -> None:
     """Let a model of text go on from each input."""
-    prompts = [_standard_input() if text == "-" else text for text in options.inputs]
+    prompts = [_standard_input() if text == "-" else _argument(text) for text in options.inputs]
     generating = client.generate(
         manifest.name,
         prompts,
@@ -91,6 +91,14 @@ def _standard_input() -> str:
         raise UnfitInput(
             f"standard input: got byte 0x{error.object[error.start]:02x} at {error.start}, expected UTF-8"
         ) from None
+
+
+def _argument(text: str) -> str:
+    try:
+        text.encode()  # bytes of a command line that are no UTF-8 stand in it as surrogates
+    except UnicodeEncodeError as error:
+        raise UnfitInput(f"{text!a}: got no UTF-8 at {error.start}, expected a text") from None
+    return text
 
 
 def ask(client: AsyncClient, kind: Kind, options: Options) -> tuple[Board, AsyncThinking]:

@@ -72,11 +72,18 @@ def test_a_stop_text_may_be_a_line_end():
     assert parser().parse_args(["--stop", r"\n\n", "--stop", "and", "In"]).stop == ["\n\n", "and"]
 
 
+def test_a_stop_text_is_a_text(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--stop", "a\udcff", "In"])
+    assert r"argument --stop: 'a\udcff' is not UTF-8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         pytest.param([""], "input 'text', row 0: got an empty text", id="an empty prompt"),
         pytest.param(["the earth " * 20], "row 0: got 100 tokens, expected at most 16", id="a long prompt"),
+        pytest.param(["a\udcff"], r"'a\udcff': got no UTF-8 at 1, expected a text", id="bytes of no text"),
         pytest.param(["--max-links", "65", "In"], "chain.max_links: got 65, expected 1 to 64", id="too many links"),
         pytest.param(["--top-p", "0", "In"], "top_p: got 0.0, expected a share in (0, 1]", id="no share"),
     ],

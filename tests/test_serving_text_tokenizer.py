@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scripted_text import END, VOCABULARY, library_tokenizer, tokenizer_file, tokens_of
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
+from serving.errors import BackendFailed
 from serving.mismatch import Mismatch
 from serving.text.reader import Reader
 from serving.text.tokenizer import Tokenizer as OurTokenizer
@@ -44,8 +45,25 @@ def test_labels_say_what_a_token_stands_for():
     assert len(labels) == len(set(labels)) == VOCABULARY
 
 
+def test_a_prompt_is_cut_the_same_way_each_time():
+    cut = OurTokenizer(with_model(dropout=0.5)).encode
+    assert {tuple(cut("In the beginning")) for _ in range(20)} == {tuple(OURS.encode("In the beginning"))}
+
+
+def test_what_the_library_cannot_cut_fails_the_request_alone():
+    backtracking = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
+    tokenizer = OurTokenizer(changed(pre_tokenizer=backtracking))
+    with pytest.raises(BackendFailed, match="the tokenizer failed"):
+        tokenizer.encode("a" * 30)
+    assert tokenizer.encode("a")
+
+
 def changed(**changes: object) -> bytes:
     return json.dumps({**json.loads(tokenizer_file()), **changes}).encode()
+
+
+def with_model(**changes: object) -> bytes:
+    return changed(model={**json.loads(tokenizer_file())["model"], **changes})
 
 
 def with_a_gap() -> bytes:
@@ -66,6 +84,19 @@ def with_a_gap() -> bytes:
             changed(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
             "expected ByteLevel",
             id="another decoder",
+        ),
+        pytest.param(
+            with_model(unk_id=None, vocab=[["a", 0.0]], type="Unigram"), "can cut every text", id="knows an a"
+        ),
+        pytest.param(
+            with_model(continuing_subword_prefix="longer than a token"),
+            "expected a file of the tokenizers library",
+            id="the library panics at it",
+        ),
+        pytest.param(
+            changed(normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "x"}),
+            "can cut every text",
+            id="the library panics at a text",
         ),
         pytest.param(with_a_gap(), f"got none of number {VOCABULARY}, expected a token for every", id="a gap"),
     ],

@@ -164,4 +164,6 @@ def _real(low: float, high: float) -> Callable[[str], float]:
 
 
 def _unescaped(text: str) -> str:
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8")
     return text.replace("\\n", "\n")

@@ -4,11 +4,17 @@ Byte-level tokenizers alone: their tokens are bytes whatever stands beside them,
 """
 
 import codecs
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import tokenizers
-from tokenizers import decoders
+from tokenizers import decoders, models
 
+from serving.errors import BackendFailed
 from serving.mismatch import Mismatch, quote
+
+_SAMPLE = "In the beginning, 123: d\u00e9j\u00e0 vu \u65e5\u672c\u8a9e \U0001f600\n\t\0"
+"""Letters, digits, signs, and characters of one to four bytes: whoever cuts these cuts any text."""
 
 
 class Tokenizer:
@@ -18,21 +24,28 @@ class Tokenizer:
         data: the file's content, as the library writes it.
 
     Raises:
-        Mismatch: it cannot be read, is not byte-level, or leaves numbers without a token.
+        Mismatch: it cannot be read, is not byte-level, leaves numbers without a token, or cannot cut every text.
     """
 
     def __init__(self, data: bytes) -> None:
         try:
-            self._library = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:  # whatever the library's own code throws for a damaged file
+            with _failures():
+                self._library = tokenizers.Tokenizer.from_buffer(data)
+        except BackendFailed as error:
             raise Mismatch("tokenizer", quote(str(error), 200), "a file of the tokenizers library") from error
         if not isinstance(self._library.decoder, decoders.ByteLevel):
             raise Mismatch("tokenizer, decoder", quote(str(self._library.decoder)), "ByteLevel")
-        # Both belong to training; here they would cut a prompt that is too long, and say nothing.
+        # These belong to training: they would cut a prompt that is too long, and say nothing, or cut it by chance.
         self._library.no_truncation()
         self._library.no_padding()
+        if isinstance(self._library.model, models.BPE):
+            self._library.model.dropout = None
         self.pieces = self._pieces()
         """The bytes of every token; a special token has none. Pieces need not be whole characters."""
+        try:
+            self.encode(_SAMPLE)
+        except BackendFailed as error:
+            raise Mismatch("tokenizer", quote(str(error), 200), "one that can cut every text into tokens") from error
 
     @property
     def size(self) -> int:
@@ -40,8 +53,13 @@ class Tokenizer:
         return len(self.pieces)
 
     def encode(self, text: str) -> list[int]:
-        """A text's tokens; none are added around it. A special token's name in the text stands for that token."""
-        tokens: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        """A text's tokens; none are added around it. A special token's name in the text stands for that token.
+
+        Raises:
+            BackendFailed: the library could not.
+        """
+        with _failures():
+            tokens: list[int] = self._library.encode(text, add_special_tokens=False).ids
         return tokens
 
     def labels(self) -> tuple[str, ...]:
@@ -60,6 +78,17 @@ class Tokenizer:
                 raise Mismatch("tokenizer, vocabulary", f"none of number {token}", "a token for every number")
             pieces.append(b"" if token in special else _bytes(written))
         return tuple(pieces)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Whatever the library throws, as ours: also its panics, which are no `Exception` and would end the process."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise BackendFailed(f"the tokenizer failed: {error}") from error
 
 
 def _alphabet() -> dict[str, int]:

@@ -20,15 +20,12 @@ def uniform(seed: int, row: int, link: int, count: int = 1) -> NDArray[np.float6
         seed: in [0, 2^64).
         row, link: of the request, from 0.
     """
-    place = {
-        "counter": np.array([0, link, 0, 0], np.uint64),
-        "key": np.array([seed, row], np.uint64),
-    }
+    key, counter = np.array([seed, row], np.uint64), np.array([0, link, 0, 0], np.uint64)
     with _LOCK:
         # All four numbers of its buffer count as taken: the first is drawn anew.
         _PHILOX.state = {
             "bit_generator": "Philox",
-            "state": place,
+            "state": {"counter": counter, "key": key},
             "buffer": np.zeros(4, np.uint64),
             "buffer_pos": 4,
             "has_uint32": 0,

@@ -51,7 +51,8 @@ def draw(prediction_V: Array, sampling: Sampling, chance: float) -> int:
         weights_K = weights_K[likely_K]
     shares_K = weights_K.cumsum()
     place = int(np.searchsorted(shares_K, chance * shares_K[-1], side="right"))
-    place = min(place, int(np.flatnonzero(weights_K)[-1]))  # where chance times the sum rounds up to the sum
+    if place == weights_K.size:  # chance times the sum was rounded up to the sum
+        place = int(np.flatnonzero(weights_K)[-1])
     return place if allowed_K is None else int(allowed_K[place])
 
 

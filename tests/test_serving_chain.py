@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scripted import TICKS, ScriptedBackend, ScriptedChain, request, script
 
 from serving.chain import Chain, next_link
-from serving.chance import uniform
+from serving.chance import Chance
 from serving.engine import Engine, StepReport
 from serving.errors import BackendFailed, DeadlineExceeded, QueueFull, Unavailable
 from serving.events import Answer, Event, Failure, Summary, Tick
@@ -369,7 +369,7 @@ class Drawn:
     def follow(self, answer: Answer) -> Mapping[str, Array] | None:
         if answer.link + 1 == self.links:
             return None
-        numbers = uniform(self.seed, answer.row, answer.link, 2 * TICKS)
+        numbers = Chance(self.seed).uniform(answer.row, answer.link, 2 * TICKS)
         best = int(answer.prediction.argmax())
         classes = ((numbers[TICKS:] * 3).astype(int) + best) % 3
         return script((numbers[:TICKS] / (1 + 0.1 * best)).tolist(), classes=classes.tolist())

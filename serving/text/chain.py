@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from serving.chance import uniform
+from serving.chance import Chance
 from serving.events import Answer, Summary
 from serving.request import Array, ChainEnd, StopReason
 from serving.text.model import TextModel
@@ -32,6 +32,7 @@ class TextChain:
         self, model: TextModel, options: TextOptions, inputs: Mapping[str, Array], *, seed: int, predictions: bool
     ) -> None:
         self._model, self._options, self._seed = model, options, seed
+        self._chance = Chance(seed)
         self._predictions = predictions or options.max_links == 1
         self._tokens_RW = inputs[model.tokens].copy()
         self._lengths_R = inputs[model.length].copy()
@@ -45,7 +46,7 @@ class TextChain:
         if prediction is None or answer.stop_reason == StopReason.DIVERGED:
             answer.text = reader.finish()
             return None
-        chance = float(uniform(self._seed, answer.row, answer.link)[0])
+        chance = float(self._chance.uniform(answer.row, answer.link)[0])
         token = draw(prediction, self._options.sampling, chance)
         answer.outputs["token"] = np.array(token, np.int64)
         if token != self._model.end_token:

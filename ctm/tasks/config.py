@@ -81,7 +81,9 @@ class ParityConfig:
     test_rows: int = 5000
 
     def __post_init__(self) -> None:
-        for name in ("length", "train_rows", "held_out_rows", "test_rows"):
+        # Of shorter sequences there are so few that a part might have none.
+        check_range("task.parity.length", self.length, 6, math.inf)
+        for name in ("train_rows", "held_out_rows", "test_rows"):
             check_range(f"task.parity.{name}", getattr(self, name), 1, math.inf)
 
 

@@ -10,6 +10,9 @@ from serving.request import AnswerRule, StopPolicy, StopReason, StreamPolicy
 _ANSWER_RULES = {0: AnswerRule.MOST_CERTAIN} | {int(rule): rule for rule in AnswerRule}
 _CAN_BE_DISABLED = (StopReason.MODEL_DONE, StopReason.CERTAIN, StopReason.ENERGY)
 
+_MOST_LEADING = 256
+"""Best classes that a tick may name: each is a message of its own, and there are vocabularies of many thousands."""
+
 
 def stop_policy(message: pb.StopPolicy, bundle: Bundle) -> StopPolicy:
     """When a thought of this request stops.
@@ -43,6 +46,9 @@ def stream_policy(message: pb.StreamPolicy, bundle: Bundle) -> StreamPolicy:
     classes = bundle.program.prediction.shape[-1:]
     if message.top_k and not classes:
         raise Mismatch("stream.top_k", message.top_k, f"0: the prediction of {bundle} has no classes")
+    top_k = min(message.top_k, *classes) if classes else 0
+    if top_k > _MOST_LEADING:
+        raise Mismatch("stream.top_k", message.top_k, f"at most {_MOST_LEADING}; stream.predictions has all of them")
     details = tuple(dict.fromkeys(message.details))
     known = [spec.name for spec in bundle.program.details]
     for name in details:
@@ -51,7 +57,7 @@ def stream_policy(message: pb.StreamPolicy, bundle: Bundle) -> StreamPolicy:
     return StreamPolicy(
         every=min(message.every, bundle.tick_cap + 1) if message.HasField("every") else 1,  # beyond the cap: never
         predictions=message.predictions,
-        top_k=min(message.top_k, *classes) if classes else 0,
+        top_k=top_k,
         details=details,
     )
 

@@ -67,6 +67,11 @@ def stops(*values: str) -> pb.Value:
         pytest.param({"inputs": text("a") + tokens([1], length=[1])[1:]}, "got text, length", id="a text's length"),
         pytest.param({"inputs": tokens([1], length=[1])[1:]}, "inputs: got length, expected", id="a length alone"),
         pytest.param({"inputs": [tensor_message("prompt", np.zeros(1))]}, "got 'prompt', expected text", id="unknown"),
+        pytest.param(
+            {"stream": pb.StreamPolicy(top_k=257)},
+            "stream.top_k: got 257, expected at most 256; stream.predictions has all of them",
+            id="much of a vocabulary at each tick",
+        ),
         pytest.param({"inputs": text("a") * 2}, "got 'text' twice, expected each input once", id="twice"),
         # Texts.
         pytest.param(

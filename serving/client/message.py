@@ -45,7 +45,7 @@ class AnswerOptions(_CommonOptions, total=False):
     """Also, what to say of an answer."""
 
     top_k: int
-    """Name this many of the best classes; 0 for none."""
+    """Name this many of the best classes, at most 256; 0 for none."""
 
 
 class ThinkOptions(AnswerOptions, total=False):
@@ -79,7 +79,7 @@ class GenerateOptions(_CommonOptions, total=False):
     predictions: bool
     """Send the whole prediction with each tick and each token."""
     leading: int
-    """Name this many of the best tokens with each tick and each token; 0 for none, the default."""
+    """Name this many of the best tokens, at most 256, with each tick and each token; 0 for none, the default."""
 
 
 def answer_options(options: AnswerOptions) -> ThinkOptions:

@@ -76,10 +76,11 @@ async def scripted_server(
     seconds_per_tick: float = 0.0,
     outbox_capacity: int = 64,
     margin: float = 0.02,
+    chain_ahead: int = 32,
 ) -> AsyncIterator[ScriptedServer]:
     backend = backend or ScriptedBackend(num_slots, seconds_per_tick=seconds_per_tick)
     scheduler = Scheduler(num_slots=num_slots, max_waiting=max_waiting, admissions_per_plan=8)
-    engine = Engine(backend, scheduler, clock=time.monotonic, deadline_margin_seconds=margin)
+    engine = Engine(backend, scheduler, clock=time.monotonic, deadline_margin_seconds=margin, chain_ahead=chain_ahead)
     reports: list[tuple[StepReport, int]] = []
     refusals: list[tuple[str, int, ServingError]] = []
     runner = Runner(bundle.name, engine, on_report=lambda *both: reports.append(both), outbox_capacity=outbox_capacity)

@@ -486,7 +486,7 @@ def test_whatever_happens_every_chain_has_one_end_and_its_links_in_order(moves, 
     caller.end_all()
     assert caller.engine.idle
     assert caller.engine.scheduler.num_running == 0
-    assert not caller.engine._progress
+    assert not caller.engine.num_requests
     for each in asked:
         ends = [event for event in caller.events[each] if isinstance(event, Summary | Failure)]
         assert len(ends) == 1 or (each in cancelled and not ends)

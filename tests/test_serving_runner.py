@@ -97,8 +97,7 @@ class TestChains:
         assert isinstance(events[-1], Summary)
 
     async def test_a_parked_chain_ends_at_its_deadline_without_being_asked(self):
-        async with scripted_server() as server:
-            server.runner.engine.chain_ahead = 1
+        async with scripted_server(chain_ahead=1) as server:
             outbox = server.runner.submit(chained(1000, deadline=time.monotonic() + 1.0))
             await until(lambda: outbox.closed)
             given, summary = await outbox.take()

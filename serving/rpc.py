@@ -33,6 +33,9 @@ ServicerContext = grpc.aio.ServicerContext[Any, Any]
 Flight = tuple[Served, Request, Outbox]
 Submit = Callable[[pb.ThinkRequest, float], Flight]
 
+_LARGE = 2**19
+"""Bytes of ticks after which a message goes out: those of many rows could make one larger than a caller takes."""
+
 _LOST = grpc.aio.InternalError
 """What a write raises when nobody is left to read; ends a call as quietly as a caller who cancels."""
 
@@ -258,17 +261,27 @@ def _deadline(context: ServicerContext) -> float:
 
 
 def _messages(request_id: str, events: list[Event], served: Served) -> list[pb.ThinkEvent]:
-    """Events as messages; ticks that stand together go out together."""
+    """Events as messages; ticks that stand together go out together, as many as a message may well hold."""
     messages: list[pb.ThinkEvent] = []
     ticks: list[Tick] = []
+    size = 0
     for event in events:
         if isinstance(event, Tick):
             ticks.append(event)
-            continue
+            size += _size(event)
+            if size < _LARGE:
+                continue
         if ticks:
             messages.append(wire.ticks_message(request_id, ticks, served.bundle))
-            ticks = []
-        messages.append(wire.event_message(request_id, event, served.bundle))
+            ticks, size = [], 0
+        if not isinstance(event, Tick):
+            messages.append(wire.event_message(request_id, event, served.bundle))
     if ticks:
         messages.append(wire.ticks_message(request_id, ticks, served.bundle))
     return messages
+
+
+def _size(tick: Tick) -> int:
+    """About how many bytes it takes, but for what is small."""
+    prediction = 0 if tick.prediction is None else tick.prediction.nbytes
+    return prediction + sum(values.nbytes for values in tick.details.values())

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -13,9 +13,14 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from scripted import TICKS, script
-from scripted_server import ScriptedServer, scripted_server, think
+from scripted_server import BUNDLE, ScriptedServer, scripted_server, think
 
 from protos import ctm_serving_pb2 as pb
+from serving.events import Answer, Tick
+from serving.models import Served
+from serving.request import StopReason
+from serving.rpc import _messages
+from serving.runner import Runner
 
 RISING = [0.1, 0.2, 0.5, 0.6, 0.7, 0.9, 0.95, 0.99]
 SURE = script([0.95])
@@ -54,6 +59,24 @@ async def test_a_thought_is_watched_tick_by_tick_until_it_is_certain():
     assert (summary.ticks_used, list(summary.abstain_mask)) == (6, [False])
     assert (summary.model, summary.version) == ("script", 1)
     assert summary.think_seconds >= 0
+
+
+@pytest.mark.parametrize(
+    ("values", "messages"),
+    [
+        pytest.param(3, [5, 2], id="small ones together"),
+        pytest.param(2**16, [2, 2, 1, 2], id="large ones a few at a time"),
+        pytest.param(2**18, [1, 1, 1, 1, 1, 1, 1], id="a very large one alone"),
+    ],
+)
+def test_no_message_grows_with_the_ticks_that_wait(values, messages):
+    ticks = [Tick(row, 1, 0.5, prediction=np.zeros(values, np.float32)) for row in range(7)]
+    answer = Answer(0, 1, 1, 0.5, StopReason.CERTAIN, abstained=False)
+    sent = _messages("mine", [*ticks[:5], answer, *ticks[5:]], Served(BUNDLE, cast(Runner, None), "scripted"))
+    assert [len(event.ticks.ticks) for event in sent if event.HasField("ticks")] == messages
+    told = [tick.row for event in sent for tick in event.ticks.ticks]
+    assert told == list(range(7))
+    assert all(event.ByteSize() < 2**21 for event in sent)
 
 
 async def test_answers_only_and_every_row_on_its_own():

@@ -32,7 +32,7 @@ class Tokenizer:
             with _failures():
                 self._library = tokenizers.Tokenizer.from_buffer(data)
         except BackendFailed as error:
-            raise Mismatch("tokenizer", quote(str(error), 200), "a file of the tokenizers library") from error
+            raise Mismatch("tokenizer", quote(str(error.__cause__), 200), "a file of the tokenizers library") from error
         if not isinstance(self._library.decoder, decoders.ByteLevel):
             raise Mismatch("tokenizer, decoder", quote(str(self._library.decoder)), "ByteLevel")
         # These belong to training: they would cut a prompt that is too long, and say nothing, or cut it by chance.
@@ -45,7 +45,9 @@ class Tokenizer:
         try:
             self.encode(_SAMPLE)
         except BackendFailed as error:
-            raise Mismatch("tokenizer", quote(str(error), 200), "one that can cut every text into tokens") from error
+            raise Mismatch(
+                "tokenizer", quote(str(error.__cause__), 200), "one that can cut every text into tokens"
+            ) from error
 
     @property
     def size(self) -> int:

@@ -313,7 +313,7 @@ class StreamPolicy(google.protobuf.message.Message):
     predictions: builtins.bool
     """Send the whole prediction with each tick, and with each answer of a chain."""
     top_k: builtins.int
-    """Send the k best classes with each tick and each answer."""
+    """Send the k best classes with each tick and each answer; at most 256."""
     @property
     def details(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the program's details to send with each tick (see the manifest's outputs)."""
@@ -579,7 +579,7 @@ class Answer(google.protobuf.message.Message):
     """
     energy: builtins.float
     chain_end: global___ChainEnd.ValueType
-    """On the last link of a row."""
+    """On the last link of a row. A row whose next link still waited when the request ended has none; its summary comes all the same."""
     @property
     def prediction(self) -> global___Tensor:
         """Of chains of several links only where StreamPolicy.predictions asks for it."""

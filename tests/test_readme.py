@@ -35,17 +35,22 @@ async def run(command: list[str]) -> str:
     return stdout.decode()
 
 
-async def test_the_python_example_prints_a_thought(model_store):
-    (code,) = blocks("python")
+async def test_the_python_examples_print_a_thought_and_a_text(model_store):
+    thought, text = blocks("python")
     async with served(model_store) as server:
-        printed = await run([sys.executable, "-c", code.replace("127.0.0.1:50051", server.address)])
+        printed = await run([sys.executable, "-c", thought.replace("127.0.0.1:50051", server.address)])
+        # The second goes on from the first, with its imports.
+        imports = thought[: thought.index("digit =")]
+        written = await run([sys.executable, "-c", imports + text.replace("127.0.0.1:50051", server.address)])
     assert re.search(r"tick 1: \d, certainty 0\.\d\d\n", printed)
     assert re.search(r"stopped after \d+ ticks: ", printed)
+    assert len(written.split()) > 5
 
 
-async def test_the_second_command_watches_the_example_digits(model_store):
-    (command,) = [line for line in commands() if "ctm-think" in line]
-    program, *patterns = command.split()
+async def test_the_first_command_watches_the_example_digits(model_store):
+    digits, text = [line for line in commands() if "ctm-think" in line]
+    assert text == '.venv-serve/bin/ctm-think --model kjv "In the beginning"'
+    program, *patterns = digits.split()
     assert program == ".venv-serve/bin/ctm-think"
     images = [str(path) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
     assert len(images) >= 12

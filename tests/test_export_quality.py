@@ -99,8 +99,8 @@ def test_judging_counts_right_labels_and_their_probability(shape: tuple[int, ...
 
 
 def test_a_task_is_opened_from_a_checkpoints_settings() -> None:
-    task = open_task({"name": "parity", "parity": {"length": 5}, "labels": ["even", "odd"]}, None)
-    assert (task.name, task.input_shape) == ("parity", (5,))
+    task = open_task({"name": "parity", "parity": {"length": 7}, "labels": ["even", "odd"]}, None)
+    assert (task.name, task.input_shape) == ("parity", (7,))
 
 
 @pytest.mark.parametrize("settings", [{"name": "chess"}, {}, {"name": "parity", "parity": {"length": 0}}])
@@ -114,12 +114,12 @@ def test_a_task_that_is_not_known_is_refused(settings: dict[str, Any]) -> None:
     [
         pytest.param({"length": 6}, r"parity, has inputs and predictions of shapes \(6,\) and \(6, 2\)", id="shapes"),
         pytest.param(
-            {"length": 5, "held_out_rows": 31}, "holds out 31 training rows, .* at least 32", id="too few rows"
+            {"length": 7, "held_out_rows": 31}, "holds out 31 training rows, .* at least 32", id="too few rows"
         ),
     ],
 )
 def test_a_task_that_does_not_suit_the_model_is_refused(options: dict[str, int], sentence: str) -> None:
-    model = tiny_model(backbone="parity", input_shape=(5,), out_dims=10, prediction_shape=(5, 2))
+    model = tiny_model(backbone="parity", input_shape=(7,), out_dims=14, prediction_shape=(7, 2))
     with pytest.raises(ExportError, match=sentence):
         _measure(model, {"name": "parity", "parity": options})
 

@@ -83,6 +83,10 @@ class Server:
         await self.start()
         await self._stop.wait()
         await self.drain()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            # Nothing is left to be hurried, and a signal to a process that unwinds would give it another exit status.
+            signal.signal(number, signal.SIG_IGN)
 
     async def drain(self) -> None:
         """Finish what runs within the grace period, then close."""

@@ -16,8 +16,17 @@ class Context(NamedTuple):
     """[B, h, L, K]"""
     values: Tensor
     """[B, h, L, K]"""
-    hidden: Tensor | None = None
-    """[Q, L] or [B, Q, L]: true where the q-th query of an input may not look; None: every query sees all."""
+
+
+class MaskedContext(NamedTuple):
+    """A context of which not every query sees everything."""
+
+    keys: Tensor
+    """[B, h, L, K]"""
+    values: Tensor
+    """[B, h, L, K]"""
+    hidden: Tensor
+    """[Q, L] or [B, Q, L]: true where the q-th query of an input may not look."""
 
 
 class Attention(nn.Module):
@@ -43,7 +52,7 @@ class Attention(nn.Module):
         # Copied once into the order in which every tick reads them.
         return Context(keys_BLhK.transpose(1, 2).contiguous(), values_BLhK.transpose(1, 2).contiguous())
 
-    def forward(self, query_NI: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, query_NI: Tensor, context: Context | MaskedContext) -> tuple[Tensor, Tensor]:
         """What each query finds, [N, I], and how it looked for it, [N, h, L] (each head's weights sum to 1).
 
         Mostly there is one query an input. There may be several, one after the other in the rows.
@@ -51,7 +60,7 @@ class Attention(nn.Module):
         query_NhK = self._split(self.query(query_NI)) * (query_NI.shape[-1] // self.heads) ** -0.5
         query_BhQK = query_NhK.unflatten(0, (len(context.keys), -1)).transpose(1, 2)
         scores_BhQL = query_BhQK @ context.keys.transpose(-1, -2)
-        if context.hidden is not None:
+        if isinstance(context, MaskedContext):
             scores_BhQL = scores_BhQL.masked_fill(context.hidden.unsqueeze(-3), -math.inf)
         weights_BhQL = scores_BhQL.softmax(-1)
         found_BhQK = self.dropout(weights_BhQL) @ context.values

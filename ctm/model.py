@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ctm.attention import Attention, Context
+from ctm.attention import Attention, Context, MaskedContext
 from ctm.backbone import build_backbone, feature_channels
 from ctm.certainty import certainty
 from ctm.config import CTMConfig
@@ -186,7 +186,7 @@ class CTM(nn.Module):
         return state, TickOutput(prediction, certainty(prediction, self.config.answer_shape), energy, *seen)
 
     def advance(
-        self, context: Context, state: State, root_beta_action: Tensor, root_beta_out: Tensor
+        self, context: Context | MaskedContext, state: State, root_beta_action: Tensor, root_beta_out: Tensor
     ) -> tuple[State, Seen]:
         """A tick as far as the out sync, before anything is read off it."""
         keep_action, keep_out = self.keep()

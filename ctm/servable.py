@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ctm import program
+from ctm.attention import MaskedContext
 from ctm.language import program as language_program
 from ctm.language.model import LanguageCTM
-from ctm.model import CTM, Context, TickOutput
+from ctm.model import CTM, TickOutput
 from ctm.program import Program, pack_context, pack_state
 
 Model = CTM | LanguageCTM
@@ -127,7 +128,6 @@ class ServableLanguage(Servable):
 
     def eager_context(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         context, features_NE = self._read(*inputs)
-        assert context.hidden is not None, "a text has a length"
         mask = torch.where(context.hidden.squeeze(1), language_program.HIDDEN, 0.0)
         no_thought = self._core.readout.bias.expand_as(features_NE)
         alpha = self._model.alpha
@@ -145,7 +145,7 @@ class ServableLanguage(Servable):
             outputs = (logits, model.certainty(logits), seen.attention)
             yield EagerTick(before, (*pack_state(state, done), *outputs))
 
-    def _read(self, tokens: Tensor, length: Tensor) -> tuple[Context, Tensor]:
+    def _read(self, tokens: Tensor, length: Tensor) -> tuple[MaskedContext, Tensor]:
         """What the thought after each text's last token looks at, and GPT-2's features there, [N, E]."""
         features, context = self._model.encode(tokens)
         assert context is not None, "the model thinks"

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ctm.attention import MaskedContext
 from ctm.certainty import certainty, most_certain
 from ctm.config import CTMConfig
 from ctm.language.config import LanguageConfig
 from ctm.language.features import Gpt2
-from ctm.model import CTM, Context, RootBeta, State
+from ctm.model import CTM, RootBeta, State
 
-Advance = Callable[[Context, State, Tensor, Tensor], tuple[State, Tensor]]
+Advance = Callable[[MaskedContext, State, Tensor, Tensor], tuple[State, Tensor]]
 
 
 class TokenLoss(NamedTuple):
@@ -69,7 +70,7 @@ class LanguageCTM(nn.Module):
         """The thought's share of the logits; what is left is GPT-2's."""
         return torch.sigmoid(self.skip)
 
-    def encode(self, tokens_BL: Tensor) -> tuple[Tensor, Context | None]:
+    def encode(self, tokens_BL: Tensor) -> tuple[Tensor, MaskedContext | None]:
         """GPT-2's features, [B, L, E], and what thoughts after each token may look at: it and those before."""
         read = self.gpt2(tokens_BL)
         if self.core is None:
@@ -77,7 +78,7 @@ class LanguageCTM(nn.Module):
         length = tokens_BL.shape[1]
         later_LL = torch.ones(length, length, dtype=torch.bool, device=tokens_BL.device).triu(1)
         context = self.core.encode(read.placed.transpose(1, 2))
-        return read.features, context._replace(hidden=later_LL)
+        return read.features, MaskedContext(*context, hidden=later_LL)
 
     def mix(self, sync_NO: Tensor, features_NE: Tensor) -> Tensor:
         """What goes into the head, [N, E]."""
@@ -131,7 +132,7 @@ class LanguageCTM(nn.Module):
         if self.core is not None:
             self.core.project_decays()
 
-    def _think(self, context: Context, thoughts: int) -> list[Tensor]:
+    def _think(self, context: MaskedContext, thoughts: int) -> list[Tensor]:
         """The out sync after every tick, [N, O] each."""
         assert self.core is not None, "GPT-2 alone does not think"
         state, syncs = self.core.start(thoughts), []
@@ -140,14 +141,14 @@ class LanguageCTM(nn.Module):
             syncs.append(sync)
         return syncs
 
-    def _one(self, context: Context, state: State, root_beta: RootBeta) -> tuple[State, Tensor]:
+    def _one(self, context: MaskedContext, state: State, root_beta: RootBeta) -> tuple[State, Tensor]:
         if self.language.checkpoint_ticks and torch.is_grad_enabled():
             advanced: tuple[State, Tensor] = checkpoint(self.advance, context, state, *root_beta, use_reentrant=False)
             return advanced
         return self.advance(context, state, *root_beta)
 
     def _advance(
-        self, context: Context, state: State, root_beta_action: Tensor, root_beta_out: Tensor
+        self, context: MaskedContext, state: State, root_beta_action: Tensor, root_beta_out: Tensor
     ) -> tuple[State, Tensor]:
         """What is compiled, and computed again."""
         assert self.core is not None, "GPT-2 alone does not tick"

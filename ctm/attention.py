@@ -55,10 +55,13 @@ class Attention(nn.Module):
     def forward(self, query_NI: Tensor, context: Context | MaskedContext) -> tuple[Tensor, Tensor]:
         """What each query finds, [N, I], and how it looked for it, [N, h, L] (each head's weights sum to 1).
 
-        Mostly there is one query an input. There may be several, one after the other in the rows.
+        There is one query an input. With a mask there may be several, one after the other in the rows.
         """
         query_NhK = self._split(self.query(query_NI)) * (query_NI.shape[-1] // self.heads) ** -0.5
-        query_BhQK = query_NhK.unflatten(0, (len(context.keys), -1)).transpose(1, 2)
+        if isinstance(context, MaskedContext):
+            query_BhQK = query_NhK.unflatten(0, (context.keys.shape[0], -1)).transpose(1, 2)
+        else:
+            query_BhQK = query_NhK.unsqueeze(-2)
         scores_BhQL = query_BhQK @ context.keys.transpose(-1, -2)
         if isinstance(context, MaskedContext):
             scores_BhQL = scores_BhQL.masked_fill(context.hidden.unsqueeze(-3), -math.inf)

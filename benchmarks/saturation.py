@@ -22,6 +22,7 @@ from benchmarks.server import ServerProcess
 from benchmarks.statistics import Slice, Summary, summarise
 
 _PATIENCE_SECONDS = 20.0
+_LEAST_ARRIVALS = 20  # that a share is expected to offer: a slow server's load lasts longer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,14 +45,15 @@ def sweep(
     server: ServerProcess, workload: Path, shares: Sequence[float], seconds: float, seed: int
 ) -> list[tuple[str, Slice]]:
     """What was offered and what came of it; the closed loop first."""
-    lasting = ["--seconds", str(seconds)]
-    closed = put_load(server, workload, ["--concurrency", str(IN_FLIGHT), *lasting], seconds)
+    closed = put_load(server, workload, ["--concurrency", str(IN_FLIGHT), "--seconds", str(seconds)], seconds)
     capacity = closed.thoughts / closed.seconds
     parts = [(f"{IN_FLIGHT} in flight", closed)]
     for share in shares:
         rate = capacity * share
-        arrivals = ["--rate", f"{rate:.1f}", "--poisson", "--seed", str(seed), "--patience", str(_PATIENCE_SECONDS)]
-        part = put_load(server, workload, [*arrivals, *lasting], seconds + _PATIENCE_SECONDS)
+        lasting = max(seconds, _LEAST_ARRIVALS / rate)
+        arrivals = ["--rate", f"{rate:.3f}", "--poisson", "--seed", str(seed), "--seconds", f"{lasting:.3f}"]
+        patience = ["--patience", str(_PATIENCE_SECONDS)]
+        part = put_load(server, workload, [*arrivals, *patience], lasting + _PATIENCE_SECONDS)
         parts.append((f"{rate:,.0f}/s, {share:.0%}", part))
     return parts
 

@@ -139,7 +139,7 @@ def test_a_load_and_a_sweep_against_a_real_server(bundle: Bundle, asked: Workloa
             ["--address", server.address, "--model", "tiny", "--rate", "50", "--poisson", "--seconds", "0.5"]
         )
         summary = json.loads(capfd.readouterr().out)
-        parts = saturation.sweep(server, tmp_path / "workload.npz", [0.1], seconds=0.5, seed=1)
+        parts = saturation.sweep(server, tmp_path / "workload.npz", [0.1], seconds=1.0, seed=1)
     assert status == 0
     assert summary["thoughts"] > 0
     assert parts[0][0] == "64 in flight"

@@ -150,8 +150,8 @@ async def test_leaving_in_mid_chain_frees_the_slot():
 
 
 async def test_a_deadline_ends_a_chain_with_what_there_is():
-    async with serving(table(others=2.0), seconds_per_tick=0.01, max_links=10**6) as server:
-        *answers, last = await events(server, asked("In", max_links=10**6, timeout=0.4))
+    async with serving(table(others=2.0), seconds_per_tick=0.1, margin=2.0, max_links=10**6) as server:
+        *answers, last = await events(server, asked("In", max_links=10**6, timeout=3))
     assert last.summary.texts == ["".join(event.answer.text for event in answers)]
     assert 1 < len(answers) < 60
     assert answers[-1].answer.chain_end in (pb.CHAIN_END_UNSPECIFIED, pb.INTERRUPTED)

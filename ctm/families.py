@@ -7,11 +7,13 @@ from typing import Any
 
 from ctm.checkpoint import CheckpointError, build_model, find_checkpoint, load_weights, read_config, read_weights
 from ctm.config import CTMConfig
+from ctm.diffusion.config import DiffusionConfig
+from ctm.diffusion.model import DiffusionCTM
 from ctm.language.config import LanguageConfig
 from ctm.language.model import LanguageCTM
 from ctm.servable import Model
 
-FAMILIES = ("ctm", "language")
+FAMILIES = ("ctm", "language", "diffusion")
 TOKENIZER = "tokenizer.json"
 
 
@@ -19,7 +21,7 @@ TOKENIZER = "tokenizer.json"
 class Trained:
     """A trained model and what its checkpoint says of it."""
 
-    model: Model
+    model: Model | DiffusionCTM
     """In evaluation mode."""
     family: str
     config: Mapping[str, Any]
@@ -43,22 +45,41 @@ def load_trained(folder: Path) -> Trained:
     if family not in FAMILIES:
         known = ", ".join(map(repr, FAMILIES))
         raise CheckpointError(f"{folder / 'config.json'}: family must be one of {known}, got {family!r}")
-    model = build_model(folder, config) if family == "ctm" else _build_language(folder, config)
+    model: Model | DiffusionCTM
+    match family:
+        case "language":
+            model = _build_language(folder, config)
+        case "diffusion":
+            model = _build_diffusion(folder, config)
+        case _:
+            model = build_model(folder, config)
     source = folder / "weights.safetensors"
     load_weights(model, read_weights(source), source)
     return Trained(model=model.eval(), family=family, config=config, files=_files(folder, family))
 
 
 def _build_language(folder: Path, config: Mapping[str, Any]) -> LanguageCTM:
-    source = folder / "config.json"
-    for name in ("model", "language"):
-        if not isinstance(config.get(name), dict):
-            raise CheckpointError(f"{source}: {name} must be an object, got {config.get(name)!r}")
+    core, language = _tables(folder, config, "language")
     try:
-        core, language = CTMConfig.from_dict(config["model"]), LanguageConfig.from_dict(config["language"])
-        return LanguageCTM(core, language)
+        return LanguageCTM(CTMConfig.from_dict(core), LanguageConfig.from_dict(language))
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{source}: {error}") from error
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+
+
+def _build_diffusion(folder: Path, config: Mapping[str, Any]) -> DiffusionCTM:
+    core, diffusion = _tables(folder, config, "diffusion")
+    try:
+        return DiffusionCTM(CTMConfig.from_dict(core), DiffusionConfig.from_dict(diffusion))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+
+
+def _tables(folder: Path, config: Mapping[str, Any], beside: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What a checkpoint says of the CTM, and of what is around it."""
+    for name in ("model", beside):
+        if not isinstance(config.get(name), dict):
+            raise CheckpointError(f"{folder / 'config.json'}: {name} must be an object, got {config.get(name)!r}")
+    return config["model"], config[beside]
 
 
 def _files(folder: Path, family: str) -> dict[str, str]:

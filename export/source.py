@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from ctm.diffusion.model import DiffusionCTM
 from ctm.families import load_trained
 from ctm.program import Program, TensorSpec
 from ctm.reference import load_reference
@@ -99,6 +100,8 @@ def from_checkpoint(folder: Path) -> Source:
     """
     trained = load_trained(folder)
     model, config = trained.model, trained.config
+    if isinstance(model, DiffusionCTM):
+        raise ExportError(f"{folder} holds a diffusion model, which cannot be exported yet: only ctm and language can")
     recorded = _recorded(config)
     task, provenance = recorded.task, recorded.provenance
     versions = {"torch": provenance.torch, "python": provenance.python}

@@ -22,7 +22,7 @@ from ctm.tasks import load_task
 from ctm.training.cli import main
 from ctm.training.config import RunConfig
 from ctm.training.evaluate import evaluate
-from ctm.training.family import family_of
+from ctm.training.families import family_of
 from ctm.training.loop import DivergedError, Trainer
 from ctm.training.report import Reporter
 from ctm.training.run import train

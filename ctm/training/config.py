@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ctm.config import CTMConfig
+from ctm.diffusion.config import DiffusionConfig
 from ctm.language.config import LanguageConfig
 from ctm.tasks.config import TaskConfig, check_range
 
@@ -121,6 +122,8 @@ class RunConfig:
     model: CTMConfig
     language: LanguageConfig | None = None
     """The GPT-2 that the model thinks about; only for a language model."""
+    diffusion: DiffusionConfig | None = None
+    """The denoiser that the model guides; only for a diffusion model."""
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -139,6 +142,10 @@ class RunConfig:
             raise ValueError(f"task text and language settings go together, got task {self.task.name} and {met}")
         if self.language is not None:
             self.language.check_core(self.model)
+        if self.diffusion is not None:
+            if self.language is not None:
+                raise ValueError("language and diffusion settings describe two models, expected one of them")
+            self.diffusion.check_core(self.model)
         if self.batch_size % self.parts:
             raise ValueError(f"batch_size must divide into {self.parts} equal parts, got {self.batch_size}")
         if self.optimiser.warmup_updates >= self.updates:

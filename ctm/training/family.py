@@ -14,6 +14,7 @@ from ctm.model import CTM
 from ctm.tasks import Task
 from ctm.training.config import RunConfig
 from ctm.training.evaluate import Evaluation, evaluate
+from ctm.training.evaluate_diffusion import DiffusionEvaluation
 from ctm.training.evaluate_text import TextEvaluation, evaluate_text
 from ctm.training.fit import check_fit, check_language_fit
 from ctm.training.objective import objective
@@ -60,7 +61,7 @@ class Family(ABC):
         """Think about rows; `model` may be wrapped."""
 
     @abstractmethod
-    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> Evaluation | TextEvaluation:
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> Evaluation | TextEvaluation | DiffusionEvaluation:
         """Think about all held-out rows."""
 
     @abstractmethod
@@ -141,8 +142,3 @@ class LanguageFamily(Family):
             "model": self.config.model.to_dict(),
             "language": self.config.language.to_dict(),
         }
-
-
-def family_of(config: RunConfig, task: Task) -> Family:
-    """The kind of model that a run trains."""
-    return ThinkingFamily(config, task) if config.language is None else LanguageFamily(config, task)

@@ -6,6 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ctm.training.evaluate import Evaluation
+from ctm.training.evaluate_diffusion import DiffusionEvaluation
 from ctm.training.evaluate_text import TextEvaluation
 
 
@@ -53,6 +54,28 @@ def plot_text(evaluation: TextEvaluation, title: str) -> Figure:
     by_threshold.plot([point.mean_ticks for point in points], [point.bits_per_byte for point in points], marker=".")
     by_threshold.set(xlabel="mean ticks a token", ylabel="bits per byte", title="stopping at a certainty threshold")
     by_threshold.grid(alpha=0.3)
+    return figure
+
+
+def plot_diffusion(evaluation: DiffusionEvaluation, title: str) -> Figure:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    quality = evaluation.quality
+
+    by_level, by_abstention = figure.subplots(1, 2)
+    middles = [(group + 0.5) / len(quality.base_by_level) for group in range(len(quality.base_by_level))]
+    by_level.plot(middles, quality.base_by_level, marker=".", label="without a thought")
+    by_level.plot(middles, quality.guided_by_level, marker=".", label="guided")
+    by_level.plot(middles, quality.certainty_by_level, marker=".", linestyle=":", label="mean certainty")
+    by_level.set(xlabel="level of noise, as a share", ylabel="mean squared error of the noise")
+    by_level.legend(loc="upper right")
+    by_level.grid(alpha=0.3)
+
+    points = quality.abstention
+    by_abstention.plot([point.abstaining for point in points], [point.error for point in points], marker=".")
+    by_abstention.set(xlabel="share of rows that abstain", ylabel="error", title="abstaining where uncertain")
+    by_abstention.grid(alpha=0.3)
     return figure
 
 

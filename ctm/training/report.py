@@ -12,10 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from ctm.training.evaluate import Evaluation
+from ctm.training.evaluate_diffusion import DiffusionEvaluation
 from ctm.training.evaluate_text import TextEvaluation
-from ctm.training.plot import plot_evaluation, plot_text, save_plot
+from ctm.training.plot import plot_diffusion, plot_evaluation, plot_text, save_plot
 
 LOG = "log.jsonl"
+AnyEvaluation = Evaluation | TextEvaluation | DiffusionEvaluation
 
 
 class Reporter:
@@ -35,7 +37,7 @@ class Reporter:
     def report(self, update: int, scalars: dict[str, float]) -> None:
         """How training went since the last report; `scalars` hold loss, accuracy and ticks_per_second at least."""
 
-    def evaluation(self, update: int, evaluation: Evaluation | TextEvaluation, best: bool) -> None:
+    def evaluation(self, update: int, evaluation: AnyEvaluation, best: bool) -> None:
         """What held-out rows say."""
 
     def say(self, sentence: str) -> None:
@@ -80,12 +82,14 @@ class FolderReporter(Reporter):
         if self._bar.disable:
             self.say(f"update {update}/{self._updates}  {shown}")
 
-    def evaluation(self, update: int, evaluation: Evaluation | TextEvaluation, best: bool) -> None:
+    def evaluation(self, update: int, evaluation: AnyEvaluation, best: bool) -> None:
         self._write({"event": "evaluation", "update": update, "best": best, **dataclasses.asdict(evaluation)})
         self._draw(update, {f"held_out/{name}": value for name, value in evaluation.scalars().items()})
         title = f"{self._folder.name}, update {update}, {evaluation.rows} held-out "
         if isinstance(evaluation, TextEvaluation):
             figure = plot_text(evaluation, title + "tokens")
+        elif isinstance(evaluation, DiffusionEvaluation):
+            figure = plot_diffusion(evaluation, title + "rows")
         else:
             figure = plot_evaluation(evaluation, title + "rows")
         save_plot(figure, self._folder / "plots" / f"update-{update:06d}.png")

@@ -15,7 +15,8 @@ from ctm.tasks import Task, load_task
 from ctm.tasks.fetch import FetchError
 from ctm.tasks.idx import IdxError
 from ctm.training.config import RunConfig
-from ctm.training.family import Family, family_of
+from ctm.training.families import family_of
+from ctm.training.family import Family
 from ctm.training.interrupt import Interrupt
 from ctm.training.loop import Trainer
 from ctm.training.report import FolderReporter, Reporter

@@ -1,0 +1,127 @@
+"""What CTM-controlled diffusion is made of, beside its CTM: one frozen configuration that cannot be wrong."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+from ctm.config import CTMConfig
+from ctm.diffusion.noise import ScheduleName, Target
+
+_COUNTS = ("side", "patch", "classes", "levels", "bins", "width", "layers", "heads", "thought_tokens")
+_SHARES = ("base_share", "any_tick", "confidence_threshold")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionConfig:
+    """The denoiser, the noise, and how a thought guides the one against the other.
+
+    The letters in brackets are the ones used in shapes throughout `ctm.diffusion`.
+    """
+
+    side: int
+    """[S] Pixels along each side of an image, of one channel. Larger images of a task are pooled down to it."""
+
+    patch: int = 2
+    """[p] Pixels along each side of a patch; divides `side`. Both the thought and the denoiser see patches."""
+
+    classes: int = 10
+    """Of which a sample can be asked for."""
+
+    levels: int = 200
+    """[L] Levels of noise."""
+
+    schedule: ScheduleName = "cosine"
+    """How much noise each level has."""
+
+    target: Target = "noise"
+    """What the denoiser predicts."""
+
+    bins: int = 8
+    """[K] Bins of the clean value, of which a thought gives a distribution for each pixel."""
+
+    width: int = 64
+    """[E] Of the denoiser's tokens."""
+
+    layers: int = 3
+    """Of the denoiser."""
+
+    heads: int = 4
+    """Of the denoiser; divides `width`."""
+
+    thought_tokens: int = 4
+    """[G] Tokens that a thought adds to those which the denoiser's attention sees."""
+
+    guided: bool = True
+    """Whether a thought guides the denoiser; false leaves the denoiser alone, which is what a thought has to beat."""
+
+    base_share: float = 0.15
+    """Share of the rows that are denoised without their thought while training: they teach the base path."""
+
+    any_tick: float = 0.5
+    """Share of the guided rows whose denoiser is guided by a tick drawn at random rather than by the most certain one,
+    so that every tick learns to guide."""
+
+    bins_weight: float = 0.1
+    """Of the thought's own loss, the cross-entropy over bins, beside the denoiser's."""
+
+    confidence_threshold: float = 0.0
+    """A row whose thought is less certain abstains: it takes the base path at that reverse step. 0: none does."""
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"diffusion.{name} must be a whole number of at least 1, got {value!r}")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"diffusion.{name} must be in [0, 1], got {getattr(self, name)}")
+        for name, choices in (("schedule", get_args(ScheduleName)), ("target", get_args(Target))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"diffusion.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.bins < 2 or self.levels < 2:
+            raise ValueError(f"diffusion.bins and levels must be at least 2, got {self.bins} and {self.levels}")
+        if self.side % self.patch:
+            raise ValueError(f"diffusion.patch must divide side {self.side}, got {self.patch}")
+        if self.width % self.heads:
+            raise ValueError(f"diffusion.heads must divide width {self.width}, got {self.heads}")
+        if self.width % 2:
+            raise ValueError(f"diffusion.width must be even, for sines and cosines of the level, got {self.width}")
+        if self.bins_weight < 0:
+            raise ValueError(f"diffusion.bins_weight must be at least 0, got {self.bins_weight}")
+
+    @property
+    def tokens(self) -> int:
+        """[P] Patches of an image."""
+        return (self.side // self.patch) ** 2
+
+    def check_core(self, core: CTMConfig) -> None:
+        """Raise ValueError unless a CTM can think about such images."""
+        answer = (self.side**2, self.bins)
+        expected = {
+            "backbone": "none",
+            "positional": "none",
+            "in_channels": self.width,
+            "input_shape": (self.width, self.tokens),
+            "out_dims": self.side**2 * self.bins,
+            "prediction_shape": answer,
+        }
+        for name, value in expected.items():
+            if getattr(core, name) != value:
+                raise ValueError(
+                    f"model.{name} must be {value!r} for diffusion of {self.side} x {self.side} pixels in patches of "
+                    f"{self.patch}, {self.bins} bins and width {self.width}, got {getattr(core, name)!r}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for a checkpoint."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DiffusionConfig":
+        """The inverse of `to_dict`; raises ValueError for unknown or missing names."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"diffusion has no setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        if "side" not in values:
+            raise ValueError("diffusion needs side, the pixels along each side of an image")
+        return cls(**values)

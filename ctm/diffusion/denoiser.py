@@ -1,0 +1,152 @@
+"""The denoiser: a transformer over the patches of a noisy image, which a thought guides wherever it may.
+
+    tokens = patches(noisy) + strength patches(estimate of x_0)
+    each layer: scale, shift and gate by level, class and strength guide; attention sees the thought's tokens besides
+    strength = certainty of the thought, 0 for a row that abstains
+
+A row of strength 0 gets the base prediction, exactly: the same network, level and class, but no thought. The layers
+are modulated as in DiT (arXiv 2212.09748), beginning as the identity.
+"""
+
+# Shapes: N rows, S side, P patches, E width, G thought tokens, Q = P, J = P + G, h heads, O out pairs, D neurons.
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctm.diffusion.config import DiffusionConfig
+
+_HIDDEN = -1e9
+"""Added to a score: its weight is exactly 0."""
+_PERIODS = 10_000.0
+
+
+class Guide(NamedTuple):
+    """What a thought tells the denoiser."""
+
+    state: Tensor
+    """[N, O + D] out sync and post-activations at the tick that answers."""
+    estimate: Tensor
+    """[N, S, S] the clean image that the thought expects."""
+    strength: Tensor
+    """[N] in [0, 1]; 0 is the base path."""
+
+
+class Denoiser(nn.Module):
+    """Predicts noise or velocity."""
+
+    def __init__(self, config: DiffusionConfig, state_width: int) -> None:
+        """Weights are drawn from torch's generator.
+
+        Args:
+            state_width: O + D of the thought; unused without guidance.
+        """
+        super().__init__()
+        width, area = config.width, config.patch**2
+        self.config = config
+        self.patches = nn.Linear(area, width)
+        self.place = nn.Parameter(0.02 * torch.randn(config.tokens, width))
+        self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(config.classes, width)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.last = nn.Linear(width, 2 * width)
+        self.pixels = nn.Linear(width, area)
+        for linear in (self.last, self.pixels):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        if config.guided:
+            self.estimate = nn.Linear(area, width)
+            self.state = nn.Sequential(nn.LayerNorm(state_width), nn.Linear(state_width, width), nn.SiLU())
+            self.thought_tokens = nn.Linear(width, config.thought_tokens * width)
+
+    def forward(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide | None = None) -> Tensor:
+        """The prediction for images of [N, S, S], of the same shape; None is the base path for every row."""
+        tokens = self.patches(self.cut(noisy)) + self.place
+        condition = F.silu(self.level(level_code(level_N, self.config.width)) + self.label(label_N))
+        thought: _Thought | None = None
+        if guide is not None:
+            strength_N1 = guide.strength.unsqueeze(-1)
+            tokens = tokens + strength_N1.unsqueeze(-1) * self.estimate(self.cut(guide.estimate))
+            state_NE = strength_N1 * self.state(guide.state)
+            extra_NGE = self.thought_tokens(state_NE).unflatten(-1, (-1, self.config.width))
+            hidden_N1 = torch.where(strength_N1 > 0, 0.0, _HIDDEN)
+            thought = _Thought(state_NE, extra_NGE, hidden_N1.expand(-1, self.config.thought_tokens))
+        for layer in self.layers:
+            tokens = layer(tokens, condition, thought)
+        shift, scale = self.last(condition).unsqueeze(1).chunk(2, dim=-1)
+        return self._join(self.pixels(_modulate(self.norm(tokens), shift, scale)))
+
+    def cut(self, image_NSS: Tensor) -> Tensor:
+        """[N, S, S] to patches, [N, P, p * p]."""
+        patch, across = self.config.patch, self.config.side // self.config.patch
+        return image_NSS.view(-1, across, patch, across, patch).transpose(2, 3).reshape(-1, across**2, patch**2)
+
+    def _join(self, patches: Tensor) -> Tensor:
+        """The inverse of `cut`."""
+        side, patch, across = self.config.side, self.config.patch, self.config.side // self.config.patch
+        return patches.view(-1, across, across, patch, patch).transpose(2, 3).reshape(-1, side, side)
+
+
+class _Thought(NamedTuple):
+    state: Tensor
+    """[N, E], already scaled by strength."""
+    tokens: Tensor
+    """[N, G, E]"""
+    hidden: Tensor
+    """[N, G] added to the scores of these tokens."""
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.norm_attention = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm_mlp = nn.LayerNorm(width, elementwise_affine=False)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.modulation = nn.Linear(width, 6 * width)
+        self.guidance = nn.Linear(width, 6 * width, bias=False) if config.guided else None
+        for linear in (self.modulation, self.guidance):
+            if linear is not None:
+                nn.init.zeros_(linear.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, tokens: Tensor, condition: Tensor, thought: _Thought | None) -> Tensor:
+        modulation = self.modulation(condition)
+        if thought is not None:
+            assert self.guidance is not None, "a guided layer has its guidance"
+            modulation = modulation + self.guidance(thought.state)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unsqueeze(1).chunk(6, dim=-1)
+        tokens = tokens + gate_a * self._attend(_modulate(self.norm_attention(tokens), shift_a, scale_a), thought)
+        moved: Tensor = tokens + gate_m * self.mlp(_modulate(self.norm_mlp(tokens), shift_m, scale_m))
+        return moved
+
+    def _attend(self, tokens: Tensor, thought: _Thought | None) -> Tensor:
+        seen, mask = tokens, None
+        if thought is not None:
+            seen = torch.cat([tokens, thought.tokens], dim=1)
+            mask_NJ = torch.cat([torch.zeros_like(tokens[..., 0]), thought.hidden.to(tokens)], dim=1)
+            mask = mask_NJ[:, None, None]
+        query, (key, value) = self.query(tokens), self.key_value(seen).chunk(2, dim=-1)
+        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out: Tensor = self.out(found.transpose(1, 2).flatten(2))
+        return out
+
+
+def level_code(level_N: Tensor, width: int) -> Tensor:
+    """Sines and cosines of a level's number, [N, width]: `width` must be even."""
+    rates = torch.exp(torch.arange(width // 2, device=level_N.device) * (-2 * math.log(_PERIODS) / width))
+    angles = level_N.to(rates.dtype).unsqueeze(-1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift

@@ -1,0 +1,46 @@
+"""A diffusion model small enough for tests, with weights drawn wide, so that every path of it shows."""
+
+from dataclasses import replace
+
+import torch
+
+from ctm.config import CTMConfig
+from ctm.diffusion.config import DiffusionConfig
+from ctm.diffusion.model import DiffusionCTM
+
+DIFFUSION = DiffusionConfig(side=6, patch=3, classes=4, levels=20, bins=4, width=16, layers=2, heads=2)
+CORE = CTMConfig(
+    ticks=5,
+    width=24,
+    memory=4,
+    attention_width=16,
+    heads=2,
+    out_neurons=12,
+    action_neurons=8,
+    nlm_hidden=3,
+    in_channels=16,
+    input_shape=(16, 4),
+    out_dims=36 * 4,
+    prediction_shape=(36, 4),
+)
+
+
+def small_model(seed: int = 0, **settings: object) -> DiffusionCTM:
+    """Layers that begin at zero are drawn too: otherwise nothing would depend on them."""
+    torch.manual_seed(seed)
+    model = DiffusionCTM(CORE, replace(DIFFUSION, **settings), seed=seed)
+    with torch.no_grad():
+        for weight in model.denoiser.parameters():
+            if not weight.any():
+                weight.normal_(std=0.2)
+    return model.eval()
+
+
+def noisy_rows(rows: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, levels and labels."""
+    random = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(rows, 6, 6, generator=random),
+        torch.randint(DIFFUSION.levels, (rows,), generator=random),
+        torch.randint(DIFFUSION.classes, (rows,), generator=random),
+    )

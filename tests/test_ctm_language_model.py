@@ -120,6 +120,28 @@ def test_ticks_that_are_computed_again_give_the_same_gradient() -> None:
         torch.testing.assert_close(found[1][name], gradient)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"any_tick": 0.3}, {"final_only": True}, {"checkpoint_ticks": True}],
+    ids=["two ticks", "any tick", "final only", "computed again"],
+)
+def test_half_precision_leaves_no_weight_without_its_gradient(options: dict[str, Any]) -> None:
+    # What autocast has once cast without a gradient it may hand out again where one is wanted.
+    found = []
+    for half in (False, True):
+        model = language_model(**options)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            loss = model(*some_text(rows=8)).value
+        loss.backward()
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        # Keys are looked at through a softmax, to which their bias is nothing.
+        if not name.endswith("attention.key.bias"):
+            assert F.cosine_similarity(gradient.flatten(), found[1][name].flatten(), dim=0) > 0.9, name
+
+
 @pytest.mark.parametrize(("options", "logits"), [({}, 2), ({"final_only": True}, 1)], ids=["two ticks", "final only"])
 def test_logits_that_are_kept_for_the_way_back_do_not_grow_with_the_ticks(options: dict[str, Any], logits: int) -> None:
     tokens, targets = some_text()
@@ -202,8 +224,8 @@ def test_a_frozen_gpt2_from_a_folder_stays_as_it_is(gpt2_folder: Path) -> None:
     config = language_config(gpt2=str(gpt2_folder), frozen=True, dropout=0.5)
     model = LanguageCTM(core_config(), config, seed=0)
     load_gpt2(model.gpt2, config)
+    assert model.training, "the CTM learns"
     tokens, targets = some_text()
-    model.train()
     first, second = (model.gpt2(tokens).features for _ in range(2))
     torch.testing.assert_close(first, second, msg="a frozen GPT-2 drops nothing out")
     model(tokens, targets).value.backward()
@@ -230,6 +252,67 @@ def test_a_gpt2_of_other_sizes_is_refused(gpt2_folder: Path, overrides: dict[str
     core = core_config(input_shape=(WIDTH, config.context))
     with pytest.raises(Gpt2Error, match=words):
         load_gpt2(LanguageCTM(core, config).gpt2, config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"activation_function": "relu"}, "has activation_function = 'relu', only 'gelu_new' is read"),
+        ({"n_inner": 20}, "has n_inner = 20, only 32 is read"),
+        ({"layer_norm_epsilon": 1e-2}, "has layer_norm_epsilon = 0.01, only 1e-05 is read"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "has scale_attn_by_inverse_layer_idx = True, only False is read"),
+        ({"tie_word_embeddings": False}, "has tie_word_embeddings = False, only True is read"),
+    ],
+    ids=["activation", "inner width", "norm", "scale", "head of its own"],
+)
+def test_a_gpt2_that_computes_otherwise_is_refused(
+    gpt2_folder: Path, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    from transformers import GPT2Config, GPT2Model
+
+    GPT2Model(GPT2Config.from_pretrained(gpt2_folder, **settings)).save_pretrained(tmp_path)
+    config = language_config(gpt2=str(tmp_path))
+    with pytest.raises(Gpt2Error, match=words):
+        load_gpt2(LanguageCTM(core_config(), config).gpt2, config)
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["the model", "the model with its head"])
+def test_a_gpt2_keeps_its_numbers_with_or_without_its_head(
+    gpt2_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], head: bool
+) -> None:
+    from transformers import GPT2LMHeadModel
+
+    whole = GPT2LMHeadModel.from_pretrained(gpt2_folder).eval()
+    if head:
+        whole.save_pretrained(tmp_path)
+    config = language_config(gpt2=str(tmp_path if head else gpt2_folder))
+    model = LanguageCTM(core_config(), config, seed=0).eval()
+    capsys.readouterr()
+    load_gpt2(model.gpt2, config)
+    assert capsys.readouterr().err == "", "progress bars are the run's own"
+    tokens, _ = some_text()
+    features = model.gpt2(tokens).features
+    torch.testing.assert_close(F.linear(features, model.gpt2.head), whole(input_ids=tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"torn"),
+        ("config.json", b"{"),
+        ("config.json", b'{"model_type": "gpt2", "n_embd": "wide"}'),
+        ("config.json", b'{"model_type": "gpt2", "n_embd": 0}'),
+    ],
+    ids=["torn weights", "no JSON", "text for a number", "no width"],
+)
+def test_a_damaged_gpt2_is_refused_by_name(gpt2_folder: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    for file in ("model.safetensors", "config.json"):
+        (tmp_path / file).write_bytes((gpt2_folder / file).read_bytes())
+    (tmp_path / name).write_bytes(content)
+    config = language_config(gpt2=str(tmp_path))
+    with pytest.raises(Gpt2Error, match=f"no GPT-2 at {tmp_path}: ") as caught:
+        load_gpt2(LanguageCTM(core_config(), config).gpt2, config)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:

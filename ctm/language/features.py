@@ -3,7 +3,6 @@
 # Shapes: B sequences, L tokens, E features, V vocabulary.
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,16 @@ from torch import Tensor, nn
 from ctm.language.config import LanguageConfig
 
 FILE = "model.safetensors"
+_SAME = (
+    "activation_function",
+    "n_inner",
+    "layer_norm_epsilon",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "add_cross_attention",
+    "tie_word_embeddings",
+)
+"""Settings of `transformers` by which the same weights make other numbers; ours have their usual values."""
 
 
 class Gpt2Error(ValueError):
@@ -55,6 +64,7 @@ class Gpt2(nn.Module):
         )
         self.frozen = config.frozen
         self.requires_grad_(not config.frozen)
+        self.train()
 
     @property
     def head(self) -> Tensor:
@@ -78,12 +88,26 @@ def load_gpt2(gpt2: Gpt2, config: LanguageConfig) -> None:
     """Give a GPT-2 the weights that `config.gpt2` names: a folder, or a repository on Hugging Face (safetensors only).
 
     Raises:
-        Gpt2Error: it is no GPT-2, or one of other sizes; names both sides.
+        Gpt2Error: it is no GPT-2, one of other sizes, or one that computes otherwise; names both sides.
     """
+    found = _find(config.gpt2)
+    _check_sizes(found.config, config)
+    ours = gpt2.transformer.config
+    for name in _SAME:
+        if (theirs := _setting(found.config, name)) != (expected := _setting(ours, name)):
+            raise Gpt2Error(
+                f"language.gpt2: the GPT-2 at {config.gpt2} has {name} = {theirs!r}, only {expected!r} is read"
+            )
+    weights = found.state_dict()
+    weights["wpe.weight"] = weights["wpe.weight"][: config.context]
+    gpt2.transformer.load_state_dict(weights)
+
+
+def _find(source: str) -> Any:
+    """The GPT-2 at a folder or in a repository, as `transformers` has it."""
     from transformers import AutoConfig, GPT2Model
     from transformers.utils import logging
 
-    source = config.gpt2
     if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
         raise Gpt2Error(f"language.gpt2: the folder {source} holds no safetensors, expected {FILE} and config.json")
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it has no types
@@ -97,11 +121,15 @@ def load_gpt2(gpt2: Gpt2, config: LanguageConfig) -> None:
             found, loaded = answer
     except Gpt2Error:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    # Damaged files raise errors of many libraries, and not all of them have one kind of their own.
+    except Exception as error:
         raise Gpt2Error(f"language.gpt2: no GPT-2 at {source}: {' '.join(str(error).split())[:300]}") from error
     if missing := sorted(loaded["missing_keys"]):
         raise Gpt2Error(f"language.gpt2: {source} lacks {len(missing)} weights of a GPT-2, such as {missing[0]}")
-    theirs = found.config
+    return found
+
+
+def _check_sizes(theirs: Any, config: LanguageConfig) -> None:
     sizes = {
         "vocabulary": theirs.vocab_size,
         "width": theirs.n_embd,
@@ -110,26 +138,28 @@ def load_gpt2(gpt2: Gpt2, config: LanguageConfig) -> None:
     }
     for name, size in sizes.items():
         if (ours := getattr(config, name)) != size:
-            raise Gpt2Error(f"language.{name} must be {size}, as the GPT-2 at {source} has it, got {ours}")
+            raise Gpt2Error(f"language.{name} must be {size}, as the GPT-2 at {config.gpt2} has it, got {ours}")
     if config.context > theirs.n_positions:
         raise Gpt2Error(
-            f"language.context must be at most {theirs.n_positions}, what the GPT-2 at {source} reads, "
+            f"language.context must be at most {theirs.n_positions}, what the GPT-2 at {config.gpt2} reads, "
             f"got {config.context}"
         )
-    weights = found.state_dict()
-    weights["wpe.weight"] = weights["wpe.weight"][: config.context]
-    gpt2.transformer.load_state_dict(weights)
+
+
+def _setting(config: Any, name: str) -> Any:
+    value = getattr(config, name)
+    return 4 * config.n_embd if name == "n_inner" and value is None else value
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the progress bars of loading."""
-    before = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["HF_HUB_DISABLE_PROGRESS_BARS"]
-        else:
-            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = before
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types

@@ -4,6 +4,7 @@ inputs -> rows of one request -> events -> the screen, plain lines (no terminal)
 """
 
 import asyncio
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ import numpy as np
 from rich.console import Console
 
 from protos import ctm_bundle_pb2 as bundle_pb2
-from serving.client import AsyncClient, AsyncThinking, ThinkError, Unavailable
-from serving.terminal.arguments import Options, parser
+from serving.client import AsyncClient, AsyncThinking, DeadlineExceeded, ThinkError, Unavailable
+from serving.terminal.arguments import Options, parse
 from serving.terminal.board import Board, Thought
 from serving.terminal.images import Loaded, UnfitInput
 from serving.terminal.kinds import Kind, kind_of, shows_positions
@@ -25,13 +26,16 @@ from serving.terminal.writing import Writing, show_json, show_writing
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    options = Options(**vars(parser().parse_args(arguments)))
+    options = parse(arguments)
+    _print_anything()
     try:
         asyncio.run(_run(options))
     except UnfitInput as error:
         return _fail(str(error))
     except Unavailable as error:
         return _fail(f"no answer from {options.address}: {error}; is ctm-serve running there?")
+    except DeadlineExceeded as error:
+        return _fail(f"no answer from {options.address} in time: {error}")
     except ThinkError as error:
         return _fail(str(error) or error.code.name)
     except KeyboardInterrupt:
@@ -62,6 +66,8 @@ async def _run(options: Options) -> None:
 
 async def _write(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Options) -> None:
     """Let a model of text go on from each input."""
+    if given := options.of_screen():
+        raise UnfitInput(f"{manifest.name} is a model of text: {given[0]} means nothing to it")
     prompts = [_standard_input() if text == "-" else _argument(text) for text in options.inputs]
     generating = client.generate(
         manifest.name,
@@ -82,6 +88,12 @@ async def _write(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Op
         console = Console()
         name, max_ticks = f"{manifest.name}/{manifest.version}", options.max_ticks or manifest.ticks
         await show_writing(Writing(console, prompts, model=name, max_ticks=max_ticks), console, generating)
+
+
+def _print_anything() -> None:
+    """Have what the terminal's encoding lacks replaced: models, labels and names of files may hold any character."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _standard_input() -> str:

@@ -110,6 +110,12 @@ def test_what_means_nothing_to_models_of_pictures(capsys, flag):
     assert f"digits is no model of text: {flag} means nothing to it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--attention", "--invert", "--no-invert"])
+async def test_what_means_nothing_to_models_of_text(capsys, flag):
+    assert await think(flag, PROMPT) == 1
+    assert f"verses is a model of text: {flag} means nothing to it" in capsys.readouterr().err
+
+
 # ---- the screen
 
 

@@ -1,5 +1,6 @@
 """The command ctm-think against a Thinker on a real port: what it prints, and with which status it exits."""
 
+import io
 import json
 import os
 import re
@@ -117,6 +118,8 @@ def test_bad_news_is_one_line_and_status_1(thinker: FakeThinker, digit: str, cap
     assert "no answer from 127.0.0.1:1:" in said("--address", "127.0.0.1:1", digit)
     thinker.failures = [errors.QueueFull("64 thoughts wait", retry_after_seconds=1)]
     assert "64 thoughts wait" in said(digit)
+    thinker.failures = [errors.DeadlineExceeded("it came before any row ticked")]
+    assert f"no answer from {thinker.address} in time: it came before" in said(digit)
     thinker.manifest = bundle_pb2.Manifest(
         name="digits", inputs=[bundle_pb2.TensorSpec(name="a"), bundle_pb2.TensorSpec(name="b")]
     )
@@ -124,22 +127,38 @@ def test_bad_news_is_one_line_and_status_1(thinker: FakeThinker, digit: str, cap
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "said"),
     [
-        pytest.param([], id="no image"),
-        pytest.param(["--threshold", "1.5", "a.png"], id="threshold above 1"),
-        pytest.param(["--threshold", "nan", "a.png"], id="threshold that is no number"),
-        pytest.param(["--max-ticks", "0", "a.png"], id="no ticks"),
-        pytest.param(["--max-ticks", "4294967296", "a.png"], id="more ticks than fit"),
-        pytest.param(["--timeout", "-1", "a.png"], id="no time"),
-        pytest.param(["--unknown", "a.png"], id="unknown option"),
+        pytest.param([], "arguments are required: INPUT", id="no image"),
+        pytest.param(["--threshold", "1.5", "a.png"], "'1.5' is not a number from 0 to 1", id="threshold above 1"),
+        pytest.param(["--threshold", "nan", "a.png"], "'nan' is not a number", id="threshold that is no number"),
+        pytest.param(["--max-ticks", "0", "a.png"], "'0' is not a whole number from 1 to 4294967295", id="no ticks"),
+        pytest.param(["--max-ticks", "4294967296", "a.png"], "not a whole number from 1 to", id="more ticks than fit"),
+        pytest.param(["--max-ticks", "all", "a.png"], "'all' is not a whole number", id="ticks that are no number"),
+        pytest.param(["--timeout", "-1", "a.png"], "'-1' is not a number from 0.001 to 86400", id="no time"),
+        pytest.param(["--address", "", "a.png"], "'' is no HOST:PORT, such as 127.0.0.1:50051", id="no address"),
+        pytest.param(["--address", "\udcff:1", "a.png"], r"'\udcff:1' is not UTF-8", id="an address of other bytes"),
+        pytest.param(["--model", "\udcff", "a.png"], r"'\udcff' is not UTF-8", id="a model of other bytes"),
+        pytest.param(["-", "a.png", "-"], "got - 2 times, expected once", id="standard input twice"),
+        pytest.param(["--unknown", "a.png"], "unrecognized arguments: --unknown", id="unknown option"),
     ],
 )
-def test_bad_usage_is_status_2(arguments: list[str], capsys: Any):
+def test_bad_usage_is_status_2(arguments: list[str], said: str, capsys: Any):
     with pytest.raises(SystemExit) as raised:
         main(arguments)
     assert raised.value.code == 2
-    assert "usage: ctm-think" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "usage: ctm-think" in printed
+    assert said in printed
+
+
+def test_what_a_terminal_has_no_character_for_is_replaced(tmp_path: Path, monkeypatch: Any):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    with served(FakeThinker()) as thinker:
+        assert think(thinker, image(tmp_path, "déjà.png")) == 0
+    stdout.flush()
+    assert stdout.buffer.getvalue().startswith(b"d?j?.png  tick  1")
 
 
 def test_help_fits_a_terminal(capsys: Any, monkeypatch: Any):

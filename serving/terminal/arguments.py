@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from serving.client.channel import DEFAULT_ADDRESS
 
@@ -14,6 +14,7 @@ _PACE = 0.06
 _DAY = 86400.0
 _OF_TEXT = ("max_links", "temperature", "top_k", "top_p", "stop", "seed")
 _SIGNS = re.compile(r"-[+-]*\+[+-]*|-{3,}")
+_Number = TypeVar("_Number", int, float)
 _GUARD = "\0"  # which no argument can hold: a program's arguments end with it
 _EPILOGUE = """\
 examples:
@@ -68,10 +69,24 @@ class Options:
     stop: Sequence[str] | None = None
     seed: int | None = None
 
+    def of_screen(self) -> list[str]:
+        """The flags given that mean something to models of no text alone."""
+        given = {"--attention": self.attention, "--invert": self.invert, "--no-invert": self.invert is False}
+        return [flag for flag, value in given.items() if value]
+
     def of_text(self) -> dict[str, Any]:
         """The options given that mean something to models of text alone, by name."""
         named = {name: getattr(self, name) for name in _OF_TEXT}
         return {name: value for name, value in named.items() if value is not None}
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """The options of a command line; a wrong one ends the process with status 2 and a line that says why."""
+    asked = parser()
+    options = Options(**vars(asked.parse_args(arguments)))
+    if (times := list(options.inputs).count("-")) > 1:
+        asked.error(f"argument INPUT: got - {times} times, expected once: standard input is read to its end")
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,16 +103,25 @@ def parser() -> argparse.ArgumentParser:
         type=_unguarded,
         help="a picture, a .npy array, a text, signs, or - for standard input",
     )
+    _add_where(parser.add_argument_group("where"))
+    _add_when(parser.add_argument_group("when to stop (default: as the model's makers chose)"))
+    _add_text(parser.add_argument_group("models of text"))
+    _add_show(parser.add_argument_group("what to show"))
+    return parser
 
-    where = parser.add_argument_group("where")
-    where.add_argument("--model", default=_MODEL, metavar="NAME", help="default: %(default)s")
+
+def _add_where(where: argparse._ArgumentGroup) -> None:
+    where.add_argument("--model", type=_text, default=_MODEL, metavar="NAME", help="default: %(default)s")
     where.add_argument("--version", type=_whole(0), default=0, metavar="N", help="default: the newest served")
-    where.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default: %(default)s")
+    where.add_argument(
+        "--address", type=_address, default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default: %(default)s"
+    )
     where.add_argument(
         "--timeout", type=_real(0.001, _DAY), metavar="SECONDS", help="then the best answer so far; default: none"
     )
 
-    when = parser.add_argument_group("when to stop (default: as the model's makers chose)")
+
+def _add_when(when: argparse._ArgumentGroup) -> None:
     when.add_argument("--threshold", type=_real(0, 1), metavar="C", help="stop at this certainty, 0 to 1")
     when.add_argument("--min-ticks", type=_whole(0), metavar="N", help="but not before this tick")
     when.add_argument("--max-ticks", type=_whole(1), metavar="N", help="stop after this tick, certain or not")
@@ -106,7 +130,8 @@ def parser() -> argparse.ArgumentParser:
         "--abstain-below", type=_real(0, 1), metavar="C", help="abstain when less certain than this, 0 to 1"
     )
 
-    text = parser.add_argument_group("models of text")
+
+def _add_text(text: argparse._ArgumentGroup) -> None:
     text.add_argument("--max-links", type=_whole(1), metavar="N", help="write so many tokens at most; default: 64")
     text.add_argument("--temperature", type=_real(0, 1000), metavar="T", help="0 the best token always; default: 1")
     text.add_argument("--top-k", type=_whole(0), metavar="K", help="draw from the K best tokens only")
@@ -116,7 +141,8 @@ def parser() -> argparse.ArgumentParser:
     )
     text.add_argument("--seed", type=_whole(0, 2**64), metavar="N", help="write the same text again")
 
-    show = parser.add_argument_group("what to show")
+
+def _add_show(show: argparse._ArgumentGroup) -> None:
     show.add_argument("--top", type=_whole(1), default=3, metavar="K", help="leading classes; default: %(default)s")
     show.add_argument("--invert", action=argparse.BooleanOptionalAction, help="swap light and dark; see below")
     show.add_argument("--attention", action="store_true", help="where it looks, too")
@@ -128,7 +154,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="on a terminal, draw a tick no faster than this; times shown are the real ones; default: %(default)s",
     )
-    return parser
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,8 +172,8 @@ def _unguarded(text: str) -> str:
 
 def _whole(low: int, end: int = 2**32) -> Callable[[str], int]:
     def number(text: str) -> int:
-        if not low <= (value := int(text)) < end:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low}")
+        if (value := _number(text, int)) is None or not low <= value < end:
+            raise argparse.ArgumentTypeError(f"{text!a} is not a whole number from {low} to {end - 1}")
         return value
 
     return number
@@ -156,14 +181,32 @@ def _whole(low: int, end: int = 2**32) -> Callable[[str], int]:
 
 def _real(low: float, high: float) -> Callable[[str], float]:
     def number(text: str) -> float:
-        if not low <= (value := float(text)) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
+        if (value := _number(text, float)) is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!a} is not a number from {low:g} to {high:g}")
         return value
 
     return number
 
 
-def _unescaped(text: str) -> str:
+def _number(text: str, kind: Callable[[str], _Number]) -> _Number | None:
+    try:
+        return kind(text)
+    except ValueError:
+        return None
+
+
+def _text(text: str) -> str:
+    """Bytes of a command line that are no UTF-8 stand in it as surrogates, which nothing can send."""
     if any("\ud800" <= sign <= "\udfff" for sign in text):
         raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8")
-    return text.replace("\\n", "\n")
+    return text
+
+
+def _address(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, such as {DEFAULT_ADDRESS}")
+    return _text(text)
+
+
+def _unescaped(text: str) -> str:
+    return _text(text).replace("\\n", "\n")

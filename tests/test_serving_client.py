@@ -18,6 +18,7 @@ from serving import client as api
 from serving import errors
 from serving.client import Answer, AsyncClient, Client, StopReason, Summary, ThinkError, Tick
 from serving.client.errors import from_rpc
+from serving.client.message import LONGEST_TIMEOUT_SECONDS
 
 Make = Callable[..., FakeThinker]
 
@@ -121,6 +122,37 @@ def test_what_is_not_asked_for_stays_unset(thinker: FakeThinker):
     assert not asked.HasField("timeout_seconds")
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        pytest.param({"timeout": 0}, ValueError, "timeout: got 0, expected more than 0 seconds", id="no time"),
+        pytest.param({"timeout": -1.0}, ValueError, "timeout: got -1.0", id="negative time"),
+        pytest.param({"timeout": float("nan")}, ValueError, "timeout: got nan", id="time NaN"),
+        pytest.param(
+            {"timeout": float("inf")}, ValueError, "timeout: got inf, expected .* at most 1e[+]08", id="endless"
+        ),
+        pytest.param({"timeouts": 1}, TypeError, "no option timeouts; there are .*, timeout, ", id="unknown option"),
+        pytest.param({"details": ["attention", 3]}, TypeError, "details holds 3; expected texts alone", id="details"),
+        pytest.param({"version": -1}, ValueError, "-1", id="version"),
+        pytest.param({"threshold": "high"}, TypeError, "real number", id="threshold"),
+    ],
+)
+def test_what_no_server_could_take_is_refused_at_once(thinker: FakeThinker, options, kind, said):
+    with Client(thinker.address) as client, pytest.raises(kind, match=said):
+        client.think("digits", images(), **options)
+    assert not thinker.asked
+
+
+def test_the_longest_timeout_is_one(thinker: FakeThinker):
+    with Client(thinker.address) as client:
+        assert client.answer("digits", images(), timeout=LONGEST_TIMEOUT_SECONDS).answers[0].label == "1"
+
+
+def test_one_detail_need_not_stand_in_a_list(thinker: FakeThinker):
+    with Client(thinker.address) as client:
+        assert "attention" in next(iter(client.think("digits", images(), details="attention"))).details
+
+
 def test_answers_are_in_the_order_of_the_rows(thinker: FakeThinker):
     with Client(thinker.address) as client:
         result = client.answer("digits", images(3), abstain_below=0.99)
@@ -192,6 +224,11 @@ def test_each_status_is_an_exception_of_its_own(thinker: FakeThinker, error, kin
     assert raised.value.message == str(error)
     assert raised.value.code is grpc.StatusCode[code]
     assert raised.value.retry_after_seconds == (0.05 if error is FULL else None)
+
+
+def test_a_message_that_never_fits_is_no_full_queue(thinker: FakeThinker):
+    with Client(thinker.address, retries=3) as client, pytest.raises(api.InvalidRequest, match="larger than max"):
+        client.answer("digits", images(1500))  # 4.7 MB, where a server takes 4 unless told otherwise
 
 
 def test_an_unreachable_server_is_unavailable():
@@ -271,7 +308,7 @@ def test_ready_is_waited_for(thinker: FakeThinker):
     threading.Timer(0.15, thinker.health.set, ("", HealthCheckResponse.SERVING)).start()
     with Client(thinker.address) as client:
         client.wait_ready(10)
-        with pytest.raises(api.Unavailable, match=r"letters at .* not ready after 0\.2 s"):
+        with pytest.raises(api.Unavailable, match=r"letters at .* not ready after 0\.2 s: NOT_FOUND"):
             client.wait_ready(0.2, model="letters")
 
 

@@ -15,7 +15,7 @@ from protos import ctm_serving_pb2 as pb
 from protos import ctm_serving_pb2_grpc as pb_grpc
 from serving.client import channel
 from serving.client.async_thinking import AsyncThinking, Call, CallThinking
-from serving.client.errors import Unavailable, from_rpc
+from serving.client.errors import DeadlineExceeded, Unavailable, from_rpc
 from serving.client.events import ModelInfo, Result, model_info
 from serving.client.message import (
     AnswerOptions,
@@ -130,7 +130,9 @@ class AsyncClient:
             try:
                 status = (await check(request, timeout=remaining, wait_for_ready=True)).status
             except grpc.aio.AioRpcError as error:
-                met = from_rpc(error).message
+                failure = from_rpc(error)
+                if not isinstance(failure, DeadlineExceeded):  # which says less than what came before
+                    met = failure.message or failure.code.name
             else:
                 if status == health_pb2.HealthCheckResponse.SERVING:
                     return

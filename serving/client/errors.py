@@ -74,6 +74,8 @@ _CLASS_OF = {
     error.usual_code: error
     for error in (InvalidRequest, UnknownModel, QueueFull, Unavailable, DeadlineExceeded, BackendFailed, Cancelled)
 }
+_TOO_LARGE = "message larger than max"
+"""gRPC's own words for a message that never fits; their status is otherwise that of a queue that is full just now."""
 _CODE_OF = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -81,7 +83,10 @@ def from_rpc(error: grpc.RpcError) -> ThinkError:
     """A call's failure, sync or async, with the RetryInfo of its status details."""
     call = cast(Any, error)  # RpcError's type does not say that every one raised by a call is that call
     details = dict(call.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
-    return _make(call.code(), call.details() or "", _retry_after(details))
+    message = call.details() or ""
+    if call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in message:
+        return InvalidRequest(message, code=call.code())
+    return _make(call.code(), message, _retry_after(details))
 
 
 def from_failure(failure: pb.Failure) -> ThinkError:

@@ -7,11 +7,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from protos import ctm_serving_pb2 as pb
+from serving.mismatch import Mismatch, listing
 from serving.request import AnswerRule, StopReason
 from serving.tensors import tensor_message, text_message
 
 LAST_WORD_SECONDS = 0.5
 """A call outlives its timeout by this, so that an answer given in the last moment still arrives."""
+
+LONGEST_TIMEOUT_SECONDS = 1e8
+"""Three years. gRPC takes what it cannot count for a deadline that is over."""
 
 
 # Of all options: every one may be left out, or be None: the model's default.
@@ -36,7 +40,8 @@ class _CommonOptions(TypedDict, total=False):
     priority: int
     """Larger is admitted first."""
     timeout: float | None
-    """Seconds. When they are nearly over, the best answer so far arrives; without any it is `DeadlineExceeded`."""
+    """Seconds, more than 0. When they are nearly over, the best answer so far arrives; without any it is
+    `DeadlineExceeded`."""
     request_id: str | None
     """Stands in every log line of the server."""
 
@@ -55,7 +60,7 @@ class ThinkOptions(AnswerOptions, total=False):
     """Send every n-th tick; 0: answers only; None: each."""
     predictions: bool
     """Send the whole prediction with each tick."""
-    details: Iterable[str]
+    details: str | Iterable[str]
     """Names of the model's details (see its manifest) to send with each tick."""
 
 
@@ -88,27 +93,7 @@ def answer_options(options: AnswerOptions) -> ThinkOptions:
 
 
 def request_message(
-    model: str,
-    inputs: Mapping[str, ArrayLike],
-    *,
-    version: int = 0,
-    threshold: float | None = None,
-    min_ticks: int | None = None,
-    max_ticks: int | None = None,
-    patience: int | None = None,
-    energy_threshold: float | None = None,
-    energy_delta: float | None = None,
-    disabled: Iterable[StopReason] = (),
-    answer_rule: AnswerRule | None = None,
-    abstain_below: float | None = None,
-    top_k: int = 0,
-    priority: int = 0,
-    timeout: float | None = None,
-    request_id: str | None = None,
-    every: int | None = None,
-    predictions: bool = False,
-    details: Iterable[str] = (),
-    chain: pb.ChainPolicy | None = None,
+    model: str, inputs: Mapping[str, ArrayLike], *, chain: pb.ChainPolicy | None = None, **options: Unpack[ThinkOptions]
 ) -> pb.ThinkRequest:
     """A request for the rows of `inputs`, each [rows, ...] in the model's datatype (an image is mostly float32).
 
@@ -116,28 +101,46 @@ def request_message(
 
     Raises:
         ValueError: a number does not fit its field, or an array's dtype has no name on the wire.
-        TypeError: an option of the wrong type.
+        TypeError: an option of the wrong type, or one that is not known.
     """
+    if unknown := sorted(options.keys() - ThinkOptions.__optional_keys__):
+        raise TypeError(f"no option {listing(unknown)}; there are {listing(sorted(ThinkOptions.__optional_keys__))}")
+    timeout = options.get("timeout")
+    if timeout is not None and not 0 < timeout <= LONGEST_TIMEOUT_SECONDS:
+        raise Mismatch("timeout", timeout, f"more than 0 seconds, and at most {LONGEST_TIMEOUT_SECONDS:g}")
     return pb.ThinkRequest(
-        request_id=request_id or "",
+        request_id=options.get("request_id") or "",
         model=model,
-        version=version,
+        version=options.get("version", 0),
         inputs=[_tensor(name, values) for name, values in inputs.items()],
-        stop=pb.StopPolicy(
-            certainty_threshold=threshold,
-            min_ticks=min_ticks,
-            max_ticks=max_ticks,
-            patience=patience,
-            energy_threshold=energy_threshold,
-            energy_delta=energy_delta,
-            disabled=[pb.StopReason.ValueType(reason) for reason in disabled],
-        ),
-        answer_rule=pb.AnswerRule.ValueType(answer_rule or 0),
-        abstain_below=abstain_below,
-        stream=pb.StreamPolicy(every=every, predictions=predictions, top_k=top_k, details=details),
-        priority=priority,
+        stop=_stop_policy(options),
+        answer_rule=pb.AnswerRule.ValueType(options.get("answer_rule") or 0),
+        abstain_below=options.get("abstain_below"),
+        stream=_stream_policy(options),
+        priority=options.get("priority", 0),
         timeout_seconds=timeout,
         chain=chain,
+    )
+
+
+def _stop_policy(options: ThinkOptions) -> pb.StopPolicy:
+    return pb.StopPolicy(
+        certainty_threshold=options.get("threshold"),
+        min_ticks=options.get("min_ticks"),
+        max_ticks=options.get("max_ticks"),
+        patience=options.get("patience"),
+        energy_threshold=options.get("energy_threshold"),
+        energy_delta=options.get("energy_delta"),
+        disabled=[pb.StopReason.ValueType(reason) for reason in options.get("disabled") or ()],
+    )
+
+
+def _stream_policy(options: ThinkOptions) -> pb.StreamPolicy:
+    return pb.StreamPolicy(
+        every=options.get("every"),
+        predictions=options.get("predictions", False),
+        top_k=options.get("top_k", 0),
+        details=_texts("details", options.get("details") or ()),
     )
 
 
@@ -163,7 +166,7 @@ def generate_message(
     """
     if not isinstance(prompt, str) and not len(prompt):
         raise ValueError("no prompts; at least one is needed")
-    stops = [stop] if isinstance(stop, str) else list(stop)
+    stops = _texts("stop", stop)
     options = {
         "temperature": None if temperature is None else pb.Value(number=temperature),
         "top_k": None if top_k is None else pb.Value(integer=top_k),
@@ -180,6 +183,14 @@ def generate_message(
         chain=pb.ChainPolicy(max_links=max_links, seed=seed, options=given),
         **common,
     )
+
+
+def _texts(option: str, values: str | Iterable[str]) -> list[str]:
+    """One text, or several; a text alone is no list of its letters."""
+    texts = [values] if isinstance(values, str) else list(values)
+    if others := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"{option} holds {others[0]!r}; expected texts alone")
+    return texts
 
 
 def _tensor(name: str, values: ArrayLike) -> pb.Tensor:

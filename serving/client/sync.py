@@ -14,7 +14,7 @@ from protos import ctm_bundle_pb2 as bundle_pb2
 from protos import ctm_serving_pb2 as pb
 from protos import ctm_serving_pb2_grpc as pb_grpc
 from serving.client import channel
-from serving.client.errors import Cancelled, ThinkError, Unavailable, from_rpc, retry_delay
+from serving.client.errors import Cancelled, DeadlineExceeded, ThinkError, Unavailable, from_rpc, retry_delay
 from serving.client.events import Event, ModelInfo, Result, collect, events_of, model_info
 from serving.client.message import (
     LAST_WORD_SECONDS,
@@ -133,7 +133,9 @@ class Client:
             try:
                 status = check(request, timeout=remaining, wait_for_ready=True).status
             except grpc.RpcError as error:
-                met = from_rpc(error).message
+                failure = from_rpc(error)
+                if not isinstance(failure, DeadlineExceeded):  # which says less than what came before
+                    met = failure.message or failure.code.name
             else:
                 if status == health_pb2.HealthCheckResponse.SERVING:
                     return

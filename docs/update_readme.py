@@ -7,61 +7,82 @@ results file of the benchmark.
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from protos.ctm_bundle_pb2 import EnergyFrontier, Frontier, Manifest, Quality, StopDefaults, TensorSpec
 from serving.config import settings_table
+from serving.manifest import read
 from serving.metrics import metrics_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
 
-def quality_table() -> str:
+def quality_table(store: Path = ROOT / "model_store") -> str:
     """What each shipped bundle says of itself, with the numbers that its export measured."""
     lines = [
         "| model | what it answers | parameters | size | ticks T | most certain of T | at the threshold "
         "| mean ticks used | first tick |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted((ROOT / "model_store").glob("*/*/manifest.json")):
-        manifest = json.loads(path.read_text())
-        quality = manifest.get("quality")
-        if not quality:
+    for path in sorted(store.glob("*/*/manifest.json"), key=lambda path: (path.parts[-3], int(path.parts[-2]))):
+        manifest = read(path)
+        if not manifest.HasField("quality"):
             continue
-        threshold = manifest["stop"]["certainty_threshold"]
-        point = min(quality["frontier"], key=lambda entry: abs(entry["certainty_threshold"] - threshold))
-        card = path.parent.relative_to(ROOT) / "README.md"
-        size = sum(int(file["size"]) for file in manifest["files"]) / 1e6
-        all_ticks, stopped, first = _worth(quality, point)
+        card = (path.parent / "README.md").relative_to(store.parent)
+        size = sum(file.size for file in manifest.files) / 1e6
+        energy = manifest.quality.energy
+        point = energy.shipped if energy.HasField("shipped") else _shipped(manifest)
+        all_ticks, stopped, first = _worth(manifest.quality, point)
         lines.append(
-            f"| [{manifest['name']}]({card}) | {_answer(manifest)} | {int(manifest['provenance']['parameters']):,} "
-            f"| {size:.1f} MB | {manifest['ticks']} | {all_ticks} | {stopped} at {threshold:.3g} "
-            f"| {point['mean_ticks']:.2f} ± {point['ticks_deviation']:.2f} | {first} |"
+            f"| [{manifest.name}]({card}) | {_answer(manifest)} | {manifest.provenance.parameters:,} "
+            f"| {size:.1f} MB | {manifest.ticks} | {all_ticks} | {stopped} at {_rules(manifest.stop)} "
+            f"| {point.mean_ticks:.2f} ± {point.ticks_deviation:.2f} | {first} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _answer(manifest: dict[str, Any]) -> str:
+def _answer(manifest: Manifest) -> str:
     """What a thought of the model is about, by the shape of its prediction."""
-    if manifest.get("chain") == "text":
+    if manifest.chain == "text":
         return "the next token of a text"
-    prediction = next(spec for spec in manifest["outputs"] if spec.get("role") == "PREDICTION")
-    *positions, classes = map(int, prediction["shape"])
+    prediction = next(spec for spec in manifest.outputs if spec.role == TensorSpec.PREDICTION)
+    *positions, classes = prediction.shape
     return f"{positions[0]} × one of {classes}" if positions else f"one of {classes}"
 
 
-def _worth(quality: dict[str, Any], point: dict[str, Any]) -> tuple[str, str, str]:
-    """At the most certain of all ticks, at the threshold, at the first tick."""
-    if quality["metric"] == "bits_per_byte":
-        values = (quality["bits_per_byte_most_certain"], point["bits_per_byte"], quality["bits_per_byte"][0])
+def _shipped(manifest: Manifest) -> Frontier:
+    """How the certainty threshold fares that the bundle ships with."""
+    threshold = manifest.stop.certainty_threshold
+    return min(manifest.quality.frontier, key=lambda point: abs(point.certainty_threshold - threshold))
+
+
+def _rules(stop: StopDefaults) -> str:
+    """What stops a thought: `0.85`, `energy 0.3`, or both."""
+    rules = [f"{stop.certainty_threshold:.3g}"] if stop.HasField("certainty_threshold") else []
+    if stop.HasField("energy_threshold"):
+        rules.append(f"energy {stop.energy_threshold:.3g}")
+    return " or ".join(rules)
+
+
+def _worth(quality: Quality, point: Frontier | EnergyFrontier) -> tuple[str, str, str]:
+    """At the most certain of all ticks, under the rules that ship, at the first tick."""
+    if isinstance(point, Frontier) and quality.metric == "bits_per_byte":
+        values = (quality.bits_per_byte_most_certain, point.bits_per_byte, quality.bits_per_byte[0])
         return f"{values[0]:.3f} bits a byte", f"{values[1]:.3f}", f"{values[2]:.3f}"
-    values = (quality["accuracy_most_certain"], point["accuracy"], quality["accuracy"][0])
+    values = (quality.accuracy_most_certain, point.accuracy, quality.accuracy[0])
     texts = [f"{value:.2%}" for value in values]
-    if "whole" in quality:
-        wholes = (quality["whole_most_certain"], point.get("whole", 0.0), quality["whole"][0])
+    if isinstance(point, Frontier) and quality.whole:
+        wholes = (quality.whole_most_certain, point.whole, quality.whole[0])
         texts = [f"{text} of positions, {whole:.2%} whole" for text, whole in zip(texts, wholes, strict=True)]
     return texts[0], texts[1], texts[2]
+
+
+def newest(results: Iterable[Path]) -> Path:
+    """By the month at the end of the name, whatever hardware stands before it."""
+    return max(results, key=lambda path: (path.stem.rpartition("_")[2], path.name))
 
 
 def speed_table() -> str:
@@ -69,7 +90,7 @@ def speed_table() -> str:
     results = sorted((ROOT / "benchmarks" / "results").glob("throughput_*.json"))
     if not results:
         return "Not measured yet: `make bench`.\n"
-    path = results[-1]
+    path = newest(results)
     document: dict[str, Any] = json.loads(path.read_text())
     hardware = document["hardware"]
     lines = [

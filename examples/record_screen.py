@@ -12,9 +12,9 @@ from rich.text import Text
 
 from serving.client import AsyncClient
 from serving.client.channel import DEFAULT_ADDRESS
-from serving.terminal.images import the_input
-from serving.terminal.view import View
-from serving.think import Options, ask
+from serving.terminal.arguments import Options
+from serving.terminal.kinds import kind_of
+from serving.think import ask
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
@@ -27,13 +27,13 @@ async def record(address: str, console: Console) -> None:
     """Run each command, and print what stands on the screen at its end."""
     async with AsyncClient(address) as client:
         for images in COMMANDS:
-            options = Options(images=[str(ROOT / image) for image in images])
-            manifest = await client.get_model(options.model)
-            board, thinking = ask(client, manifest, options)
+            options = Options(inputs=[str(ROOT / image) for image in images])
+            kind = kind_of(await client.get_model(options.model))
+            board, thinking = ask(client, kind, options)
             async for event in thinking:
                 board.record(event, time.monotonic())
             console.print(Text.assemble(("$ ", "green"), f"ctm-think {' '.join(images)}"))
-            console.print(View(board, the_input(manifest), running=False))
+            console.print(kind.draw(board, running=False))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,13 @@ from pathlib import Path
 import pytest
 from served import served
 
+from export.manifest import write_manifest
+from protos.ctm_bundle_pb2 import EnergyFrontier, Frontier, StopDefaults, TensorSpec
+from serving.manifest import read
+
 ROOT = Path(__file__).resolve().parent.parent
+UPDATE_README = runpy.run_path(str(ROOT / "docs" / "update_readme.py"))
+
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 
@@ -43,7 +50,7 @@ async def test_the_python_examples_print_a_thought_and_a_text(model_store):
         imports = thought[: thought.index("digit =")]
         written = await run([sys.executable, "-c", imports + text.replace("127.0.0.1:50051", server.address)])
     assert re.search(r"tick 1: \d, certainty 0\.\d\d\n", printed)
-    assert re.search(r"stopped after \d+ ticks: ", printed)
+    assert re.search(r"stopped after \d+ ticks: CERTAIN", printed)
     assert len(written.split()) > 5
 
 
@@ -58,6 +65,16 @@ async def test_the_first_command_watches_the_example_digits(model_store):
         printed = await run([str(BIN / "ctm-think"), "--address", server.address, *images])
     for image in images:
         assert Path(image).stem in printed
+
+
+async def test_the_examples_run(model_store, tmp_path):
+    screen = tmp_path / "think.svg"
+    async with served(model_store) as server:
+        await run([sys.executable, "examples/record_screen.py", "--address", server.address, "--out", str(screen)])
+        code = (ROOT / "examples" / "think.py").read_text().replace("127.0.0.1:50051", server.address)
+        thought = await run([sys.executable, "-c", f"__file__ = 'examples/think.py'\n{code}"])
+    assert "4-hard-like-9.png" in screen.read_text()
+    assert re.search(r"7-easy.png: 7 after \d+ ticks", thought)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +110,41 @@ def test_the_tables_are_up_to_date():
         [sys.executable, "docs/update_readme.py", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        pytest.param({"certainty_threshold": 0.75}, "80.00% at 0.75 | 2.50 ± 0.50", id="certainty"),
+        pytest.param({"energy_threshold": 0.3}, "70.00% at energy 0.3 | 2.00 ± 0.25", id="energy alone"),
+        pytest.param(
+            {"certainty_threshold": 0.75, "energy_threshold": 0.3}, "70.00% at 0.75 or energy 0.3 | 2.00", id="both"
+        ),
+    ],
+)
+def test_a_row_tells_of_the_rules_that_ship(model_store, tmp_path, stop, said):
+    manifest = read(model_store / "mnist" / "1" / "manifest.json")
+    manifest.stop.CopyFrom(StopDefaults(**stop))
+    manifest.quality.frontier.extend(
+        [Frontier(certainty_threshold=0.75, accuracy=0.8, mean_ticks=2.5, ticks_deviation=0.5)]
+    )
+    del manifest.quality.frontier[:-1]
+    if "energy_threshold" in stop:
+        manifest.outputs.append(TensorSpec(name="energy", datatype="FP32", role=TensorSpec.ENERGY))
+        shipped = EnergyFrontier(accuracy=0.7, mean_ticks=2, ticks_deviation=0.25)
+        manifest.quality.energy.shipped.CopyFrom(shipped)
+    for version in ("10", "9"):
+        (tmp_path / "mnist" / version).mkdir(parents=True)
+        write_manifest(manifest, tmp_path / "mnist" / version)
+    *_, ninth, tenth = UPDATE_README["quality_table"](tmp_path).splitlines()
+    assert said in ninth
+    assert "/mnist/9/README.md" in ninth
+    assert "/mnist/10/README.md" in tenth
+
+
+def test_the_newest_results_are_shown_whatever_the_hardware():
+    results = ["throughput_amd_202701.json", "throughput_intel_202611.json"]
+    assert UPDATE_README["newest"](map(Path, results)).name == results[0]
 
 
 @pytest.mark.parametrize("link", sorted({link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link}))

@@ -1,9 +1,10 @@
 """Does an artefact compute what the model does? Tick by tick from the model's own states, and left to itself.
 
 The model here is the one that was trained, not the program made from it: what composing its layers changes counts too.
+Inputs that a server cuts to windows are compared whole and cut.
 """
 
-# Shapes: N rows, T ticks.
+# Shapes: N rows, T ticks, C chunks of the rows, 2: certainty and energy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ctm.program import Program
 from ctm.servable import Servable
 from export.artefact import Array, Artefact
 from export.errors import DisagreementError
+from export.windows import encode_as_served
 
 ROW_COUNTS = (1, 2, 7, 32)
 TOLERANCE = 1e-4
@@ -67,32 +69,37 @@ def measure_agreement(
     assert rows >= max(row_counts), f"{rows} rows cannot be taken {max(row_counts)} at a time"
     by_count = [_one_tick(servable, artefact, _first(inputs, count), tolerance) for count in row_counts]
     chunks = zip(*(torch.split(tensor, _CHUNK) for tensor in inputs), strict=True)
-    parts = [_free_running(servable, artefact, chunk) for chunk in chunks]
-    difference_T = np.max([difference for difference, _, _ in parts], axis=0)
-    eager_2NT = np.concatenate([seen for _, seen, _ in parts], axis=1)
-    artefact_2NT = np.concatenate([seen for _, _, seen in parts], axis=1)
+    difference_CT, eager_C2NT, artefact_C2NT = zip(
+        *(_free_running(servable, artefact, chunk) for chunk in chunks), strict=True
+    )
     shipped = StopRule(
         certainty=inf if threshold is None else threshold,
         energy=-inf if energy_threshold is None else energy_threshold,
         delta=energy_delta or 0.0,
     )
-    rule = StopRule(certainty=float(np.median(eager_2NT[0]))) if shipped == StopRule() else shipped
-    (eager_stops, *_), (artefact_stops, *_) = (stop(seen[0], seen[1], rule) for seen in (eager_2NT, artefact_2NT))
-    equal = float((eager_stops == artefact_stops).mean())
-    if rule == shipped and equal < EQUAL_STOP_TICKS:
-        raise DisagreementError(
-            f"{artefact.backend}: of {rows} rows {equal:.2%} stop on the same tick as eager's by certainty "
-            f"{rule.certainty:g}, energy {rule.energy:g}, change of energy {rule.delta:g}; at least "
-            f"{EQUAL_STOP_TICKS:.1%} must"
-        )
+    seen = np.concatenate(eager_C2NT, axis=1), np.concatenate(artefact_C2NT, axis=1)
     return Agreement(
         one_tick=tuple(np.max(by_count, axis=0).tolist()),
-        free_running=tuple(difference_T.tolist()),
-        equal_stop_ticks=equal,
+        free_running=tuple(np.max(difference_CT, axis=0).tolist()),
+        equal_stop_ticks=_equal_stop_ticks(*seen, shipped, artefact.backend),
         row_counts=tuple(row_counts),
         tolerance=tolerance,
         rows=rows,
     )
+
+
+def _equal_stop_ticks(eager_2NT: Array, artefact_2NT: Array, shipped: StopRule, backend: str) -> float:
+    """The share of rows that stop on the same tick; too few are refused."""
+    rule = StopRule(certainty=float(np.median(eager_2NT[0]))) if shipped == StopRule() else shipped
+    (eager_N, *_), (artefact_N, *_) = (stop(seen[0], seen[1], rule) for seen in (eager_2NT, artefact_2NT))
+    equal = float((eager_N == artefact_N).mean())
+    if rule == shipped and equal < EQUAL_STOP_TICKS:
+        raise DisagreementError(
+            f"{backend}: of {len(eager_N)} rows {equal:.2%} stop on the same tick as eager's by certainty "
+            f"{rule.certainty:g}, energy {rule.energy:g}, change of energy {rule.delta:g}; at least "
+            f"{EQUAL_STOP_TICKS:.1%} must"
+        )
+    return equal
 
 
 @torch.inference_mode()
@@ -104,14 +111,19 @@ def _one_tick(servable: Servable, artefact: Artefact, inputs: Sequence[Tensor], 
     for spec, value, expected in zip(program.context, found, context, strict=True):
         _check(_difference(value, expected), tolerance, f"{backend} encode, {rows} rows: {spec.name}")
 
+    contexts = {"": context}
+    if any(spec.buckets for spec in program.inputs):
+        contexts[" of cut inputs"] = encode_as_served(artefact, program, _arrays(inputs))
     names = [f"next_{spec.name}" for spec in program.state] + [spec.name for spec in program.outputs]
     worst = []
     for number, (arguments, expected_results) in enumerate(servable.eager_ticks(inputs), start=1):
-        results = artefact.tick([*context, *_arrays(arguments)])
-        pairs = zip(results, _arrays(expected_results), strict=True)
-        differences = [_difference(value, expected) for value, expected in pairs]
-        for name, difference in zip(names, differences, strict=True):
-            _check(difference, tolerance, f"{backend} tick {number}, {rows} rows: {name}")
+        differences = []
+        for how, given in contexts.items():
+            results = artefact.tick([*given, *_arrays(arguments)])
+            for name, value, expected in zip(names, results, _arrays(expected_results), strict=True):
+                difference = _difference(value, expected)
+                _check(difference, tolerance, f"{backend} tick {number}, {rows} rows{how}: {name}")
+                differences.append(difference)
         worst.append(max(differences))
     return np.array(worst)
 
@@ -120,7 +132,7 @@ def _one_tick(servable: Servable, artefact: Artefact, inputs: Sequence[Tensor], 
 def _free_running(servable: Servable, artefact: Artefact, inputs: Sequence[Tensor]) -> tuple[Array, Array, Array]:
     """The largest difference at each tick, [T]; what eager and artefact stop by, certainty and energy, [2, N, T]."""
     program = servable.program
-    context, state = artefact.encode(_arrays(inputs)), None
+    context, state = encode_as_served(artefact, program, _arrays(inputs)), None
     differences, theirs, own = [], [], []
     for arguments, expected_results in servable.eager_ticks(inputs):
         results, eager = artefact.tick([*context, *(state or _arrays(arguments))]), _arrays(expected_results)

@@ -9,8 +9,13 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from test_ctm_language_model import VOCABULARY
+from test_ctm_language_program import WINDOW, wide_model
 from tiny_bundle import publish_tiny_bundle, tiny_inputs, tiny_model
+from torch import Tensor
 
+from ctm.language import program as language_program
+from ctm.language.model import LanguageCTM
 from ctm.model import CTM
 from ctm.program import Encode, Tick
 from ctm.servable import servable
@@ -93,6 +98,44 @@ def test_a_tampered_artefact_disagrees_by_name(tampering: dict[str, Any], senten
     model = tiny_model()
     with pytest.raises(DisagreementError, match=sentence):
         measure_agreement(servable(model), Frozen(**tampering), [tiny_inputs(model, 32)], THRESHOLD)
+
+
+class FrozenText:
+    """The frozen program of a language model, which can err where texts are cut to windows smaller than the whole."""
+
+    backend = "frozen"
+
+    def __init__(self, model: LanguageCTM, *, error: float = 0.0) -> None:
+        self._encode, self._tick = language_program.Encode(model).eval(), language_program.Tick(model, 16).eval()
+        self._error, self.windows = error, set[int]()
+
+    @torch.inference_mode()
+    def encode(self, arguments: Sequence[Array]) -> list[Array]:
+        size = arguments[0].shape[1]
+        self.windows.add(size)
+        *others, base = [result.numpy() for result in self._encode(*map(torch.from_numpy, arguments))]
+        return [*others, base + np.float32(self._error if size < WINDOW else 0.0)]
+
+    @torch.inference_mode()
+    def tick(self, arguments: Sequence[Array]) -> list[Array]:
+        return [result.numpy() for result in self._tick(*map(torch.from_numpy, arguments))]
+
+
+def _texts() -> list[Tensor]:
+    """Forty texts of all lengths, padded to the window."""
+    length = torch.arange(WINDOW) + 1
+    tokens = torch.randint(VOCABULARY, (WINDOW, WINDOW), generator=torch.Generator().manual_seed(0))
+    return [tokens.masked_fill(torch.arange(WINDOW) >= length[:, None], 0), length]
+
+
+def test_texts_are_compared_in_the_windows_that_a_server_cuts_them_to() -> None:
+    model = wide_model()
+    artefact = FrozenText(model)
+    agreement = measure_agreement(servable(model), artefact, _texts(), THRESHOLD)
+    assert artefact.windows == {16, 32, WINDOW}
+    assert max(*agreement.one_tick, *agreement.free_running) < 1e-4
+    with pytest.raises(DisagreementError, match=r"frozen tick 1, 1 rows of cut inputs: prediction differs"):
+        measure_agreement(servable(model), FrozenText(model, error=0.01), _texts(), THRESHOLD)
 
 
 def test_small_differences_that_move_stopping_ticks_are_refused_too() -> None:

@@ -14,14 +14,16 @@ from pathlib import Path
 
 from export.errors import ExportError
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 100
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 
 
 def check_name(name: str) -> None:
     """ExportError unless the name can be a folder's anywhere."""
     if not NAME.fullmatch(name):
         raise ExportError(
-            f"a model's name is letters, digits, '.', '_' and '-', beginning with one of the first two; got {name!r}"
+            f"a model's name is letters, digits, '.', '_' and '-', at most {LONGEST_NAME}, beginning with one of the "
+            f"first two; got {name[: LONGEST_NAME + 1]!a}"
         )
 
 

@@ -65,11 +65,14 @@ def _introduction(manifest: Manifest) -> str:
         rules.append(f"its certainty reaches {number(manifest.stop.certainty_threshold)}")
     if manifest.stop.HasField("energy_threshold"):
         rules.append(f"its energy falls to {number(manifest.stop.energy_threshold)}")
+    if manifest.stop.energy_delta:
+        rules.append(f"its energy changes by less than {number(manifest.stop.energy_delta)}")
     stop = f", and stops before that on the tick at which {' or '.join(rules)}" if rules else ""
     lines = [
         f"# {manifest.name}, version {manifest.version}",
         f"A Continuous Thought Machine ({PAPER}){task}, exported tick by tick: it thinks for up to {manifest.ticks} "
         f"ticks{stop}. {manifest.provenance.parameters:,} parameters.",
+        *_besides(manifest),
     ]
     if manifest.description:
         lines.insert(1, manifest.description)
@@ -83,6 +86,19 @@ def _introduction(manifest: Manifest) -> str:
         else "Served by `ctm-serve`, which serves every model of its store."
     )
     return "\n\n".join(lines)
+
+
+def _besides(manifest: Manifest) -> list[str]:
+    """What else ships with the thresholds, and no number of the card counts."""
+    lines = []
+    if manifest.stop.patience > 1:
+        lines.append(
+            f"A certain thought also waits until its top prediction has stayed the same over {manifest.stop.patience} "
+            "ticks. The numbers below are without that: with it thoughts take more ticks."
+        )
+    if manifest.stop.abstain_below:
+        lines.append(f"Answers less certain than {number(manifest.stop.abstain_below)} are marked as abstained.")
+    return [" ".join(lines)] if lines else []
 
 
 def _tensors(manifest: Manifest) -> str:

@@ -104,7 +104,7 @@ def _source(command: Command) -> Source:
         input_shape=options.input_shape,
         input_name=options.input_name,
         input_range=options.input_range,
-        labels=[] if options.labels is None else options.labels.read_text(encoding="utf-8").splitlines(),
+        labels=options.names(),
     )
 
 

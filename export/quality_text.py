@@ -21,8 +21,8 @@ from ctm.tasks import Task
 from export.errors import ExportError
 from export.quality import Quality, open_task
 
-CANDIDATES = tuple(round(0.05 + 0.01 * index, 2) for index in range(95))
-"""Thresholds that may be shipped."""
+CANDIDATES = (*(round(0.05 + 0.01 * index, 2) for index in range(95)), 0.995, 0.999, 1.0)
+"""Thresholds that may be shipped; at the last one nothing is lost."""
 _LOW_THRESHOLDS = (0.1, 0.2, 0.3, 0.4)
 """Shown besides the usual ones: what comes next in a text is seldom certain."""
 _BATCH = 8

@@ -79,8 +79,20 @@ class ReferenceOptions:
     def __post_init__(self) -> None:
         if any(size < 1 for size in self.input_shape):
             raise ExportError(f"--input-shape must be sizes of at least 1, got {self.input_shape}")
-        if self.input_range is not None and not self.input_range[0] < self.input_range[1]:
-            raise ExportError(f"--input-range must be a lower and a higher number, got {self.input_range}")
+        if self.input_range is not None and not -math.inf < self.input_range[0] < self.input_range[1] < math.inf:
+            raise ExportError(f"--input-range must be a lower and a higher finite number, got {self.input_range}")
+
+    def names(self) -> list[str]:
+        """The class names of the file, if there is one."""
+        if self.labels is None:
+            return []
+        try:
+            return self.labels.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ExportError(f"--labels {self.labels}: {error.strerror}; it must be one class name a line") from error
+        except UnicodeDecodeError as error:
+            met = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+            raise ExportError(f"--labels {self.labels} must be UTF-8, one class name a line; got {met}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,8 +124,15 @@ class Command:
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.reference is None):
-            raise ExportError("either a checkpoint or --reference must say what is exported")
+            met = "none" if self.checkpoint is None else "both"
+            raise ExportError(f"either a checkpoint or --reference must say what is exported, got {met}")
         if self.checkpoint is not None and self.input != ReferenceOptions():
             raise ExportError("--input-shape, --input-name, --input-range and --labels go with --reference alone")
+        if self.without_quality and self.data_dir is not None:
+            raise ExportError("--data-dir is where quality is measured, --without-quality measures none; give one")
+        if any("\ud800" <= sign <= "\udfff" for sign in self.description):
+            raise ExportError(f"--description must be UTF-8, got {self.description!a}")
+        if self.store.exists() and not self.store.is_dir():
+            raise ExportError(f"--store must be a folder, {self.store} is none")
         if self.agreement_rows < max(ROW_COUNTS):
             raise ExportError(f"--agreement-rows must be at least {max(ROW_COUNTS)}, got {self.agreement_rows}")

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ctm.diffusion.model import DiffusionCTM
 from ctm.families import load_trained
+from ctm.model import CTM
 from ctm.program import Program, TensorSpec
 from ctm.reference import load_reference
 from ctm.servable import Model, Servable, servable
 from export.errors import ExportError
 
-INPUT_RANGES = {"image": (0.0, 1.0), "sequence": (-1.0, 1.0)}
+INPUT_RANGES = {"image": (0.0, 1.0), "maze": (0.0, 1.0), "sequence": (-1.0, 1.0)}
 """What values the tasks' inputs mean anything in, by the input's name."""
 
 
@@ -210,7 +211,8 @@ def _servable(model: Model, input_name: str) -> Servable:
     try:
         return servable(model, input_name)
     except ValueError as error:
-        raise ExportError(f"{error}; give it with --input-shape") from error
+        lacks_shape = isinstance(model, CTM) and not model.config.input_shape
+        raise ExportError(f"{error}; give it with --input-shape" if lacks_shape else str(error)) from error
     except RuntimeError as error:
         # What torch says of shapes that do not fit, in its first line.
         reason = str(error).partition("\n")[0]

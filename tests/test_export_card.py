@@ -4,10 +4,10 @@ import pytest
 
 from export.card import render_card
 from export.markdown import columns_table
-from protos.ctm_bundle_pb2 import Agreement, Artefact, Manifest, Provenance, TensorSpec
+from protos.ctm_bundle_pb2 import Agreement, Artefact, Manifest, Provenance, StopDefaults, TensorSpec
 
 
-def _card(labels: tuple[str, ...] = ("one", "two"), **changes: str) -> list[str]:
+def _card(labels: tuple[str, ...] = ("one", "two"), stop: StopDefaults | None = None, **changes: str) -> list[str]:
     """The lines of the card of a model that was not measured."""
     manifest = Manifest(
         name="tiny",
@@ -16,6 +16,7 @@ def _card(labels: tuple[str, ...] = ("one", "two"), **changes: str) -> list[str]
         tick_cap=6,
         task=changes.pop("task", ""),
         labels=labels,
+        stop=stop,
         inputs=[TensorSpec(name="x", datatype="FP32", shape=[4])],
         outputs=[TensorSpec(name="prediction", datatype="FP32", shape=[len(labels)], role=TensorSpec.PREDICTION)],
         artefacts=[Artefact(backend="onnx", agreement=Agreement(one_tick=[0.0], free_running=[0.0]))],
@@ -53,6 +54,19 @@ def test_nothing_in_a_command_ends_its_block() -> None:
     card = _card(command="ctm-train '```", export_command="ctm-export x")
     begin = card.index("````sh")
     assert card[begin : begin + 4] == ["````sh", "ctm-train '```", "ctm-export x", "````"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        pytest.param({"energy_delta": 0.25}, "on the tick at which its energy changes by less than 0.25", id="delta"),
+        pytest.param({"patience": 3}, "has stayed the same over 3 ticks. The numbers below are without", id="patience"),
+        pytest.param({"abstain_below": 0.3}, "Answers less certain than 0.3 are marked as abstained.", id="abstain"),
+    ],
+)
+def test_every_default_that_ships_is_told(stop: dict[str, float], said: str) -> None:
+    assert said in "\n".join(_card(stop=StopDefaults(**stop)))
+    assert said not in "\n".join(_card(stop=StopDefaults(patience=1)))
 
 
 def test_a_table_leaves_out_columns_without_cells() -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
+from test_ctm_language_model import language_model
 from tiny_bundle import tiny_model
 
 from ctm.checkpoint import Checkpoint, write_checkpoint
+from ctm.families import TOKENIZER
 from ctm.frontier import THRESHOLDS
 from ctm.model import CTM
 from ctm.reference import save_reference
@@ -128,6 +130,24 @@ def test_a_reference_is_exported_without_quality(tmp_path: Path, capsys: pytest.
     assert not list(path.glob("*.png"))
 
 
+def test_a_model_that_does_not_think_is_not_said_to_lack_a_shape(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = language_model({"ticks": 1}, alone=True)
+    config = {"family": "language", "model": model.config.to_dict(), "language": model.language.to_dict()}
+    checkpoint = Checkpoint(weights=model.state_dict(), config=config, files={TOKENIZER: "{}"})
+    write_checkpoint(tmp_path / "gpt2", checkpoint)
+    assert main([str(tmp_path / "gpt2"), "--name", "gpt2", "--store", str(tmp_path / "store")]) == 2
+    said = "ctm-export: error: a GPT-2 alone does not think, so it makes no program\n"
+    assert capsys.readouterr().err == said
+
+
+def _place(argument: str) -> tuple[str, str]:
+    """`NAME/file` as a place and what follows it."""
+    name, slash, rest = argument.partition("/")
+    return (name, slash + rest) if name.isupper() else (argument, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -161,6 +181,23 @@ def test_a_reference_is_exported_without_quality(tmp_path: Path, capsys: pytest.
         ),
         pytest.param(["--reference", "THEIRS", "--input-shape", "3", "9", "9"], "--name must say", id="no name"),
         pytest.param(["MNIST", "--data-dir", "EMPTY"], "the task's data: EMPTY lacks train-images", id="no data"),
+        pytest.param(
+            ["CHECKPOINT", "--without-quality", "--data-dir", "EMPTY"], "--data-dir is where", id="data unused"
+        ),
+        pytest.param(["CHECKPOINT", "--description", "a\udcff"], r"must be UTF-8, got 'a\udcff'", id="description"),
+        pytest.param(["CHECKPOINT", "--name", "a" * 101], "at most 100, beginning with one of", id="long name"),
+        pytest.param(["CHECKPOINT", "--store", "ONE"], "--store must be a folder, ONE is none", id="store"),
+        pytest.param(["--reference", "THEIRS", "--labels", "x"], "--labels x: No such file", id="no labels"),
+        pytest.param(
+            ["--reference", "THEIRS", "--labels", "DAMAGED/weights.safetensors"],
+            "--labels DAMAGED/weights.safetensors must be UTF-8, one class name a line; got byte 0xff at 4",
+            id="labels of other bytes",
+        ),
+        pytest.param(
+            ["--reference", "THEIRS", "--input-range", "0", "inf"],
+            "--input-range must be a lower and a higher finite number, got (0.0, inf)",
+            id="endless range",
+        ),
         pytest.param(["DAMAGED"], "weights.safetensors cannot be read", id="damaged checkpoint"),
     ],
 )
@@ -177,12 +214,12 @@ def test_mistakes_are_one_line_and_publish_nothing(
         "EMPTY": tmp_path / "empty",
         "ONE": tmp_path / "one.txt",
     }
-    (places["DAMAGED"] / "weights.safetensors").write_bytes(b"half a file")
+    (places["DAMAGED"] / "weights.safetensors").write_bytes(b"half\xffa file")
     save_reference(tiny_model(ticks=3, backbone="resnet18-1", in_channels=3, input_shape=()), places["THEIRS"])
     places["EMPTY"].mkdir()
     places["ONE"].write_text("a single kind\n")
-    given = [str(places.get(argument, argument)) for argument in arguments]
-    assert main([*given, "--store", str(tmp_path / "store")]) == 2
+    given = [str(places.get(name, name)) + rest for name, rest in map(_place, arguments)]
+    assert main(["--store", str(tmp_path / "store"), *given]) == 2
     error = capsys.readouterr().err
     for name, path in places.items():
         error = error.replace(str(path), name)

@@ -9,12 +9,14 @@ from tiny_bundle import tiny_inputs, tiny_model
 
 from ctm.frontier import THRESHOLDS
 from ctm.judge import Judged, judge
+from ctm.language.judge import JudgedText
 from ctm.model import CTM
 from ctm.tasks import TensorRows
 from export import quality as export_quality
 from export.errors import ExportError
 from export.manifest import describe_quality
 from export.quality import Wishes, choose_threshold, measure_on_task, measure_quality, open_task
+from export.quality_text import choose_text_threshold
 
 SAYING = "Because."
 
@@ -49,6 +51,14 @@ def test_a_lucky_low_threshold_is_not_chosen_over_worse_ones_above_it() -> None:
 def test_where_every_threshold_loses_too_much_none_but_full_certainty_stops_a_thought() -> None:
     never = _judged([[0.9992, 0.9998]], [[0, 1]])
     assert choose_threshold(never, 0.0) == 1.0
+
+
+def test_where_every_threshold_loses_too_much_only_a_text_fully_certain_stops() -> None:
+    # Two tokens, ever more certain: the second tick costs a tenth of the first.
+    certainty, nats = np.array([[0.9992, 0.9998]] * 2, np.float32), np.array([[2.0, 0.2]] * 2, np.float32)
+    judged = JudgedText(nats, certainty, certainty, certainty, np.array([3, 4]))
+    assert choose_text_threshold(judged, 0.01) == 1.0
+    assert choose_text_threshold(judged._replace(nats=nats[:, ::-1]), 0.01) == 0.05
 
 
 def test_answers_of_several_positions_must_also_be_right_as_a_whole() -> None:

@@ -105,6 +105,9 @@ def test_a_row_is_the_same_whenever_and_in_whatever_company() -> None:
             {"size": 3}, r"task\.maze\.size must lie in \[4, 100\], got 3", id="too few mazes for three parts"
         ),
         pytest.param({"route": 4}, r"task\.maze\.route must lie in \[6, inf\), got 4", id="no room for a route"),
+        pytest.param(
+            {"route": 7, "shortest": 7}, r"task\.maze\.route must lie in \[8, inf\), got 7", id="no route is odd"
+        ),
         pytest.param({"size": 4, "shortest": 13}, r"task\.maze\.shortest must lie in \[2, 12\], got 13", id="too far"),
         pytest.param({"held_out_rows": 0}, r"task\.maze\.held_out_rows must lie in \[1, inf\), got 0", id="no rows"),
     ],

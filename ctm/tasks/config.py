@@ -83,8 +83,7 @@ class ParityConfig:
     def __post_init__(self) -> None:
         # Of shorter sequences there are so few that a part might have none.
         check_range("task.parity.length", self.length, 6, math.inf)
-        for name in ("train_rows", "held_out_rows", "test_rows"):
-            check_range(f"task.parity.{name}", getattr(self, name), 1, math.inf)
+        _check_counts("task.parity", self, "train_rows", "held_out_rows", "test_rows")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,9 +106,9 @@ class MazeConfig:
         check_range("task.maze.size", self.size, 4, 100)
         # From corner to corner; not every maze holds a longer route.
         check_range("task.maze.shortest", self.shortest, 2, 4 * (self.size - 1))
-        check_range("task.maze.route", self.route, self.shortest, math.inf)
-        for name in ("train_mazes", "held_out_rows", "test_rows"):
-            check_range(f"task.maze.{name}", getattr(self, name), 1, math.inf)
+        # From cell to cell are two moves, so a route has an even number of them.
+        check_range("task.maze.route", self.route, self.shortest + self.shortest % 2, math.inf)
+        _check_counts("task.maze", self, "train_mazes", "held_out_rows", "test_rows")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +161,12 @@ def check_range(
     if not fits:
         interval = f"{'(' if open_below else '['}{low}, {high}{')' if open_above else ']'}"
         raise ValueError(f"{name} must lie in {interval}, got {value}")
+
+
+def _check_counts(prefix: str, config: object, *names: str) -> None:
+    """Raise ValueError, naming the key, unless there is at least one of each."""
+    for name in names:
+        check_range(f"{prefix}.{name}", getattr(config, name), 1, math.inf)
 
 
 def _check_address(name: str, address: str) -> None:

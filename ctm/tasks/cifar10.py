@@ -60,7 +60,14 @@ def cifar10_task(config: TaskConfig, data_dir: Path | None) -> Task:
 def _read(names: tuple[str, ...], config: TaskConfig, data_dir: Path | None) -> tuple[Tensor, Tensor]:
     """Images, uint8 [rows, 3, 32, 32], and labels, uint8 [rows], of all these files in order."""
     contents = _contents(names, config, data_dir)
-    rows = torch.cat([_rows(name, content) for name, content in contents.items()])
+    parts = {name: _rows(name, content) for name, content in contents.items()}
+    shortest, longest = (choose(parts, key=lambda name: len(parts[name])) for choose in (min, max))
+    if len(parts[shortest]) < len(parts[longest]):
+        raise Cifar10Error(
+            f"{shortest} holds {len(parts[shortest])} rows, {longest} {len(parts[longest])}; all files of training "
+            "rows hold equally many"
+        )
+    rows = torch.cat(list(parts.values()))
     return rows[:, 1:].reshape(-1, *SHAPE), rows[:, 0]
 
 

@@ -227,6 +227,9 @@ def test_the_command_says_what_it_made(tmp_path: Path, capsys: pytest.CaptureFix
         pytest.param(["text", "--document-bytes", "0"], "--document-bytes must be at least 1, got 0", id="documents"),
         pytest.param(["text", "--shard-tokens", "0"], "--shard-tokens must be at least 1, got 0", id="shards"),
         pytest.param(["text"], "none of 2 documents fell to (held_out|test)", id="too little text to share out"),
+        pytest.param(
+            ["text", "copy", "--document-bytes", "200"], "copy holds what text holds: its documents would", id="a copy"
+        ),
         pytest.param(["text", "--output", "here"], "here is there already; --output names a new folder", id="a folder"),
         pytest.param(["text", "--output", "text/corpus"], "(File exists|Not a directory): '.*text'", id="in a file"),
     ],
@@ -243,6 +246,7 @@ def test_a_wrong_call_is_one_sentence_and_exit_status_2(
     Path("empty").write_bytes(b"")
     Path("latin").write_bytes("café au lait".encode("latin-1"))
     write_text(Path("text"), grammar())
+    write_text(Path("copy"), grammar())
     before = sorted(Path().rglob("*"))
     assert main([*options, *(() if "--output" in options else ("--output", "corpus"))]) == 2
     printed = capsys.readouterr()

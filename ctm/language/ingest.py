@@ -184,6 +184,7 @@ def _write(ingestion: Ingestion, folder: Path, command: str) -> CorpusDescriptio
         seed=ingestion.seed,
         command=command,
     )
+    _check_sources(ingestion.files, description.sources)
     for split, held in description.splits.items():
         if not held.documents:
             raise CorpusError(
@@ -192,6 +193,14 @@ def _write(ingestion: Ingestion, folder: Path, command: str) -> CorpusDescriptio
             )
     write_description(folder, description)
     return description
+
+
+def _check_sources(files: Sequence[Path], sources: Sequence[SourceDescription]) -> None:
+    """Raise CorpusError where a file came twice: what is learned from would be tested on too."""
+    seen: dict[str, Path] = {}
+    for path, source in zip(files, sources, strict=True):
+        if (before := seen.setdefault(source.sha256, path)) is not path:
+            raise CorpusError(f"{path} holds what {before} holds: its documents would be learned from and tested on")
 
 
 def _tokenizer(ingestion: Ingestion) -> Tokenizer:

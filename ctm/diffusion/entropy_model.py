@@ -43,7 +43,7 @@ class EntropyModelConfig:
     @property
     def field(self) -> int:
         """How many bytes before a byte have a say in what is expected of it."""
-        return 1 + (self.kernel - 1) * (2**self.layers - 1)
+        return 1 + (self.kernel - 1) * ((1 << self.layers) - 1)
 
 
 class EntropyModel(nn.Module):
@@ -51,9 +51,10 @@ class EntropyModel(nn.Module):
 
     def __init__(self, config: EntropyModelConfig) -> None:
         super().__init__()
+        self.reach = config.kernel - 1
         self.embedding = nn.Embedding(BYTES, config.width)
         self.layers = nn.ModuleList(
-            nn.Conv1d(config.width, config.width, config.kernel, dilation=2**layer) for layer in range(config.layers)
+            nn.Conv1d(config.width, config.width, config.kernel, dilation=1 << depth) for depth in range(config.layers)
         )
         self.head = nn.Linear(config.width, BYTES)
 
@@ -68,9 +69,8 @@ class EntropyModel(nn.Module):
         """
         with torch.autocast(bytes_BN.device.type, enabled=False):
             x_BCN = self.embedding(bytes_BN.long()).transpose(1, 2)
-            for layer in self.layers:
-                left = (layer.kernel_size[0] - 1) * layer.dilation[0]
-                x_BCN = x_BCN + F.gelu(layer(F.pad(x_BCN, (left, 0))))
+            for depth, layer in enumerate(self.layers):
+                x_BCN = x_BCN + F.gelu(layer(F.pad(x_BCN, (self.reach << depth, 0))))
             expected_BN256: Tensor = self.head(x_BCN.transpose(1, 2))
         # What follows the last byte is nobody's.
         return torch.cat([torch.zeros_like(expected_BN256[:, :1]), expected_BN256[:, :-1]], dim=1)
@@ -103,3 +103,10 @@ def next_byte_loss(logits_BN256: Tensor, bytes_BN: Tensor, lengths_B: Tensor | N
 def bits(nats: float) -> float:
     """The same information in bits: 8 of them for a byte nothing is known of."""
     return nats / math.log(2)
+
+
+def check_length(rows: Tensor, length: int) -> None:
+    """ValueError unless rows are [B, length, ...]."""
+    # A tracer cannot ask, and has an example that fits. torch does not say of what type its question is.
+    if not torch.jit.is_tracing() and rows.shape[1] != length:  # type: ignore[attr-defined, no-untyped-call]
+        raise ValueError(f"rows must have {length} bytes, padded if need be, got {rows.shape[1]}")

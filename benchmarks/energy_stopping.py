@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.energy_report import draw, tables
 from benchmarks.hardware import inspect
 from benchmarks.options import add_mnist_option
+from benchmarks.runs import updates_done
 from ctm.calibration import calibration_error, confidence_of_energy, separation
 from ctm.checkpoint import load_model
 from ctm.energy import StopRule, delta_candidates, energy_candidates, energy_point, judge_with_energy
@@ -28,7 +29,6 @@ from ctm.frontier import Floats, most_certain_accuracy
 from ctm.judge import Judged
 from ctm.tasks import Rows, load_task
 from ctm.training.config import LossConfig, RunConfig
-from ctm.training.resume import last_checkpoint
 from ctm.training.run import train
 from ctm.training.settings import read_toml
 from export.commit import describe_commit
@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train what is not there yet, measure, print, and save if asked to."""
     options = _parser().parse_args(argv)
     config = read_toml(options.config)
+    if options.data_dir is not None and config.task.name == "mnist":
+        config = replace(config, data_dir=options.data_dir)
     found = {
         beside: [study(prepare(config, beside, seed, options), config) for seed in options.seeds]
         for beside in options.beside
@@ -91,15 +93,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(config: RunConfig, beside: str, seed: int, options: argparse.Namespace) -> Path:
-    """The best checkpoint of one run, trained now unless it was before."""
+    """The best checkpoint of one run, trained now unless it was before.
+
+    Raises:
+        ConfigError: its folder holds a run of other settings.
+    """
     loss = replace(config.loss, energy_beside=beside)  # type: ignore[arg-type]  # one of BESIDE
     run = replace(
         config, name=f"{config.name}-{beside}-{seed}", output_dir=options.runs, seed=seed, loss=loss, threads=1
     )
-    if options.data_dir is not None and config.task.name == "mnist":
-        run = replace(run, data_dir=options.data_dir)
-    if not (run.folder / "best").exists() or last_checkpoint(run.folder).name != f"update-{run.updates:06d}":
-        train(run, resume=(run.folder / "last").exists(), command=["python", "-m", "benchmarks.energy_stopping"])
+    done = updates_done(run.folder, run)
+    if done != run.updates:
+        train(run, resume=done is not None, command=["python", "-m", "benchmarks.energy_stopping"])
     return run.folder / "best"
 
 

@@ -25,14 +25,15 @@ from benchmarks.hardware import inspect
 from benchmarks.hyper_plot import plot_claim
 from benchmarks.options import add_mnist_option
 from benchmarks.report import wide_console
+from benchmarks.runs import updates_done
+from benchmarks.statistics import spread
 from ctm.calibration import calibration_error
-from ctm.checkpoint import load_model, read_config
+from ctm.checkpoint import load_model
 from ctm.frontier import NEVER, stopping
 from ctm.judge import judge
 from ctm.tasks import load_task
 from ctm.training.cli import parse
 from ctm.training.resume import last_checkpoint, run_of
-from ctm.training.settings import ConfigError
 from export.commit import describe_commit
 
 # Shapes: N rows, T ticks.
@@ -141,16 +142,12 @@ def train_once(folder: Path, command: Sequence[str]) -> None:
         ConfigError: the folder holds a run of other settings.
     """
     asked = parse(command[1:]).run
-    if not (folder / "last").exists():
+    done = updates_done(folder, asked)
+    if done == asked.updates:
+        return
+    if done is None:
         arguments = [*command[1:], "--output-dir", str(folder.parent.resolve())]
     else:
-        checkpoint = last_checkpoint(folder)
-        there = run_of(checkpoint)
-        for name in ("seed", "updates", "batch_size", "task", "model", "loss", "optimiser"):
-            if (met := getattr(there, name)) != (expected := getattr(asked, name)):
-                raise ConfigError(f"{folder} is a run with {name} = {met}, asked for is {expected}")
-        if read_config(checkpoint)["update"] == asked.updates:
-            return
         arguments = ["--resume", str(folder.resolve())]
     subprocess.run([sys.executable, "-m", "ctm.training", *arguments], cwd=ROOT, check=True)
 
@@ -204,11 +201,6 @@ def summarise(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, float]]]:
                 values[name], values[f"{name}_deviation"] = spread([getattr(answer, name) for answer in of_arm])
             summary.setdefault(arm, {})[rule] = values
     return summary
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample deviation; of a single value the deviation is 0."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def claim_table(title: str, runs: Sequence[Run]) -> Table:

@@ -89,6 +89,11 @@ def percentile(values: NDArray[np.float64], share: float) -> float | None:
     return float(np.percentile(values, share, method="inverted_cdf")) if values.size else None
 
 
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample deviation; of a single value the deviation is 0."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def _per_thought(parts: Sequence[tuple[float | None, int]]) -> float | None:
     known = [(seconds, thoughts) for seconds, thoughts in parts if seconds is not None]
     return _ratio(sum(seconds for seconds, _ in known), sum(thoughts for _, thoughts in known))

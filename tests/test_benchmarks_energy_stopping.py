@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_benchmarks_hyper_claim import small_mnist
 
 from benchmarks.energy_stopping import RULES, Thoughts, loosest, main
 from ctm.energy import StopRule
 from ctm.judge import Judged
+from ctm.training.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,17 +56,26 @@ def test_where_every_rule_loses_too_much_all_ticks_are_run() -> None:
     assert loosest(_thoughts(), [StopRule(certainty=0.0)], 0.0) == StopRule()
 
 
-def test_a_small_comparison_from_training_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "configs" / "digits-energy.toml").read_text()
-    for old, new in (
-        ("updates = 600", "updates = 3"),
-        ("warmup_updates = 50", "warmup_updates = 1"),
-        ("ticks = 12", "ticks = 3"),
-        ('backbone = "digit"', 'backbone = "none"'),
-    ):
+def small_config(folder: Path, name: str, *changes: tuple[str, str]) -> Path:
+    text = (ROOT / "configs" / f"{name}.toml").read_text()
+    for old, new in changes:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    (tmp_path / "small.toml").write_text(text)
+    path = folder / "small.toml"
+    path.write_text(text)
+    return path
+
+
+DIGITS = (
+    ("updates = 600", "updates = 3"),
+    ("warmup_updates = 50", "warmup_updates = 1"),
+    ("ticks = 12", "ticks = 3"),
+    ('backbone = "digit"', 'backbone = "none"'),
+)
+
+
+def test_a_small_comparison_from_training_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_config(tmp_path, "digits-energy", *DIGITS)
     asked = ["--config", str(tmp_path / "small.toml"), "--seeds", "0", "1", "--beside", "paper"]
     saved = ["--runs", str(tmp_path / "runs"), "--plot", str(tmp_path / "plot.png"), "--save", str(tmp_path)]
     assert main([*asked, *saved]) == 0
@@ -81,3 +92,24 @@ def test_a_small_comparison_from_training_to_the_table(tmp_path: Path, capsys: p
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("weights.safetensors")}, (
         "finished runs are not trained again"
     )
+    small_config(tmp_path, "digits-energy", *DIGITS, ("energy_scale = 0.01", "energy_scale = 0.5"))
+    with pytest.raises(ConfigError, match=r"digits-energy-paper-0 is a run with loss = .*asked for is .*0.5"):
+        main([*asked, "--runs", str(tmp_path / "runs")])
+
+
+def test_the_rows_are_those_of_the_data_folder_and_never_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = (
+        ("updates = 3000", "updates = 2"),
+        ("warmup_updates = 300", "warmup_updates = 1"),
+        ("ticks = 20", "ticks = 2"),
+        ("compile = true", "compile = false"),
+        ('name = "mnist"\n', 'name = "mnist"\nmnist = { held_out = 20 }\n'),
+    )
+    config, data = small_config(tmp_path, "mnist-energy", *changes), small_mnist(tmp_path / "data")
+    monkeypatch.setattr("ctm.tasks.mnist.fetch", lambda *_: pytest.fail("the folder has it"))
+    asked = ["--config", str(config), "--seeds", "0", "--beside", "paper", "--data-dir", str(data)]
+    assert main([*asked, "--runs", str(tmp_path / "runs")]) == 0
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])["beside"]["paper"]
+    assert (found["test_accuracy"] * 20).is_integer(), "of the 20 test rows there"

@@ -10,7 +10,8 @@ import torch
 from test_ctm_tasks_mnist import idx_bytes
 
 from benchmarks import hyper_claim
-from benchmarks.hyper_claim import answers, spread
+from benchmarks.hyper_claim import answers
+from benchmarks.statistics import spread
 from ctm.training.settings import ConfigError
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.statistics import spread
 from export.markdown import table
 
 NAMES = {"every_tick": "cross-entropy of every tick", "paper": "the paper's loss", "both": "both"}
@@ -15,7 +16,7 @@ Runs = Sequence[Mapping[str, Any]]
 
 
 def tables(document: Mapping[str, Any]) -> str:
-    """Which loss is better, then, for each, what each rule saves. A cell is the mean over seeds ± deviation."""
+    """Which loss is better, then, for each, what each rule saves. A cell is the mean over seeds ± sample deviation."""
     parts = [_losses(document)]
     for beside, runs in document["beside"].items():
         parts.append(f"Learned by {NAMES[beside]}:\n\n{_rules(document, runs)}")
@@ -52,7 +53,7 @@ def _rules(document: Mapping[str, Any], runs: Runs) -> str:
 def _outcomes(runs: Runs, name: str, place: int) -> str:
     outcomes = [run["rules"][name][place] for run in runs]
     lost = [100 * (run["test_accuracy"] - outcome["accuracy"]) for run, outcome in zip(runs, outcomes, strict=True)]
-    return f"{_number([outcome['ticks'] for outcome in outcomes], 2)} ({np.mean(lost):.2f} ± {np.std(lost):.2f})"
+    return f"{_number([outcome['ticks'] for outcome in outcomes], 2)} ({_number(lost, 2)})"
 
 
 def draw(document: Mapping[str, Any], path: Path) -> None:
@@ -64,8 +65,9 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     losses = 100 * np.array(document["losses"])
     for axes, (beside, runs) in zip(panels, kinds.items(), strict=True):
         for name in runs[0]["rules"]:
-            ticks = np.array([[outcome["ticks"] for outcome in run["rules"][name]] for run in runs])
-            axes.errorbar(losses, ticks.mean(axis=0), ticks.std(axis=0), marker=".", capsize=3, label=name)
+            ticks = [[outcome["ticks"] for outcome in run["rules"][name]] for run in runs]
+            means, deviations = zip(*map(spread, zip(*ticks, strict=True)), strict=True)
+            axes.errorbar(losses, means, deviations, marker=".", capsize=3, label=name)
         axes.set(title=NAMES[beside], xlabel="points of accuracy allowed", ylim=(0, document["ticks"] * 1.05))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("mean ticks, test rows")
@@ -75,11 +77,13 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
 
 def _share(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.2%} ± {100 * np.std(values):.2f}"
+    mean, deviation = spread(values)
+    return f"{mean:.2%} ± {100 * deviation:.2f}"
 
 
 def _number(values: Sequence[float], digits: int) -> str:
-    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
+    mean, deviation = spread(values)
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def _mean(values: Sequence[float | None]) -> float:

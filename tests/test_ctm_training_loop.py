@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from ctm.training.cli import main
 from ctm.training.config import RunConfig
 from ctm.training.evaluate import evaluate
 from ctm.training.families import family_of
+from ctm.training.interrupt import Interrupt
 from ctm.training.loop import DivergedError, Trainer
 from ctm.training.report import Reporter
 from ctm.training.run import train
@@ -309,3 +310,26 @@ def test_every_process_evaluates_with_the_first_ones_statistics(
     monkeypatch.setattr("ctm.training.loop.broadcast", lambda tensor, **_: torch.full_like(tensor, 7))
     run._refresh_served()
     assert all((buffer == 7).all() for buffer in run.served.buffers())
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "done", "best"),
+    [
+        pytest.param([0.1, 0.3, 0.2, 0.3, 0.9, 0.9], 2, 8, 4, id="two evaluations without a new best"),
+        pytest.param([0.1, 0.3, 0.2, 0.4, 0.3, 0.2], 2, 12, 8, id="a new best begins anew"),
+        pytest.param([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 0, 12, 2, id="no patience set, none lost"),
+        pytest.param([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 1, 4, 2, id="at once"),
+    ],
+)
+def test_a_run_ends_when_held_out_rows_get_no_better(
+    tmp_path: Path, scores: list[float], patience: int, done: int, best: int
+) -> None:
+    changes = {"updates": 12, "report.evaluate_every": 2, "report.checkpoint_every": 5, "report.patience": patience}
+    run, given = trainer(small(tmp_path, changes)), iter(scores)
+    run.family.evaluate = lambda *_: SimpleNamespace(score=next(given))
+    assert run.run(Interrupt())
+    assert run.progress.done == done
+    folder = tmp_path / "digits"
+    assert (folder / "best").resolve().name == f"update-{best:06d}"
+    assert (folder / "last").resolve().name == f"update-{done:06d}", "a run resumed later finds that it has ended"
+    assert read_checkpoint(folder / "last").progress["best_update"] == best

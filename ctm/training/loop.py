@@ -25,7 +25,7 @@ from ctm.training.family import Family
 from ctm.training.interrupt import Interrupt
 from ctm.training.optimiser import average_into, make_optimiser, means, set_learning_rate, set_means
 from ctm.training.report import Reporter
-from ctm.training.resume import Progress, learning_weights, read_progress, trainer_tensors
+from ctm.training.resume import Progress, check_files, learning_weights, read_progress, trainer_tensors
 from ctm.training.schedule import learning_rate
 from ctm.training.settings import ConfigError
 from ctm.training.window import Measured, Window
@@ -81,7 +81,7 @@ class Trainer:
             if done % every.every == 0 or finished:
                 self.reporter.report(done, window.close(self._rate(done - 1), done / self._order.batches))
             best = (done % every.evaluate_every == 0 or finished) and self.evaluate()
-            if best or done % every.checkpoint_every == 0 or finished or asked:
+            if best or done % every.checkpoint_every == 0 or finished or asked or self._stale():
                 self.save()
             if asked and not finished:
                 return False
@@ -160,8 +160,13 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint; raises CheckpointError when it lacks something or does not fit the model."""
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: it lacks something, or does not fit the model. ConfigError: it is of other data.
+        """
         checkpoint = read_checkpoint(folder)
+        check_files(self.task.files, folder)
         self.progress = read_progress(checkpoint.progress, folder / "trainer" / "progress.json")
         # The command that began the run is the one that makes it again.
         self.origin["provenance"] = checkpoint.config.get("provenance", self.origin["provenance"])

@@ -19,8 +19,11 @@ ANOTHER_RUN = (
     "task.cifar10.held_out",
     "task.parity.",
     "task.maze.",
+    "task.text.length",
+    "task.text.held_out_rows",
     "model.",
     "language.",
+    "diffusion.",
 )
 """Keys, or beginnings of keys, that cannot change: what was learned and held out so far was drawn by them."""
 MOVED = ("name", "output_dir")
@@ -112,6 +115,21 @@ def changes(before: RunConfig, after: RunConfig) -> list[str]:
         if key.startswith(ANOTHER_RUN):
             raise ConfigError(f"a run cannot be resumed with another {key}: it was {old[key]}, got {new[key]}")
     return [f"from here on {key} is {new[key]}, it was {old[key]}" for key in changed]
+
+
+def check_files(files: Mapping[str, str], folder: Path) -> None:
+    """Whether a task's files are those that a checkpoint carries: another tokenizer's tokens mean other text.
+
+    Raises:
+        CheckpointError: the checkpoint lacks one. ConfigError: one differs.
+    """
+    for name, text in files.items():
+        try:
+            kept = (folder / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error}") from error
+        if kept != text:
+            raise ConfigError(f"a run cannot be resumed with another {name}: the data's differs from {folder / name}")
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -58,17 +58,18 @@ class Attention(nn.Module):
         There is one query an input. With a mask there may be several, one after the other in the rows.
         """
         query_NhK = self._split(self.query(query_NI)) * (query_NI.shape[-1] // self.heads) ** -0.5
-        if isinstance(context, MaskedContext):
-            query_BhQK = query_NhK.unflatten(0, (context.keys.shape[0], -1)).transpose(1, 2)
-        else:
-            query_BhQK = query_NhK.unsqueeze(-2)
-        scores_BhQL = query_BhQK @ context.keys.transpose(-1, -2)
-        if isinstance(context, MaskedContext):
-            scores_BhQL = scores_BhQL.masked_fill(context.hidden.unsqueeze(-3), -math.inf)
-        weights_BhQL = scores_BhQL.softmax(-1)
+        weights_BhQL = self._scores(query_NhK, context).softmax(-1)
         found_BhQK = self.dropout(weights_BhQL) @ context.values
         found_NhK, weights_NhL = found_BhQK.transpose(1, 2).flatten(0, 1), weights_BhQL.transpose(1, 2).flatten(0, 1)
         return self.out(found_NhK.flatten(1)), weights_NhL
+
+    def _scores(self, query_NhK: Tensor, context: Context | MaskedContext) -> Tensor:
+        """[B, h, Q, L]; -inf where a query may not look."""
+        keys_BhKL = context.keys.transpose(-1, -2)
+        if not isinstance(context, MaskedContext):
+            return query_NhK.unsqueeze(-2) @ keys_BhKL
+        query_BhQK = torch.unflatten(query_NhK, 0, (context.keys.shape[0], -1)).transpose(1, 2)
+        return (query_BhQK @ keys_BhKL).masked_fill(context.hidden.unsqueeze(-3), -math.inf)
 
     def _split(self, x: Tensor) -> Tensor:
         return torch.unflatten(x, -1, (self.heads, -1))

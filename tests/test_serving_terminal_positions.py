@@ -282,7 +282,7 @@ def test_signs_stand_above_their_answers():
     assert lines[5].rstrip() == "○ even  ● odd"
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("rows", [1, 2, 7, 20])
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("running", [True, False])
 @pytest.mark.parametrize("model", ["maze", "parity"])

@@ -55,7 +55,7 @@ class RouteView:
     def _one(self, frame: int, width: int, room: int | None) -> RenderableType:
         thought = self.board.thoughts[0]
         beside = max(width - frame - 2, 1)
-        ticks = thought.ticks if room is None else thought.ticks[-(room - 1) :]
+        ticks = thought.ticks if room is None else thought.ticks[-max(room - 1, 1) :]
         lines = [self._tick(tick, beside) for tick in ticks]
         if thought.answer is not None:
             lines.append(self._answer(0, thought.answer))

@@ -24,6 +24,7 @@ MARKS = "○●◇◆□■△▲"
 _NOT_DIM = Style(dim=False)
 _GAUGE = 10
 _BEFORE = 3 + _GAUGE + 7  # columns before the positions
+_LEAST = 3  # lines of a thought: its signs, its latest tick, its answer
 _UNSURE, _SCREEN = (128, 128, 128), (24, 26, 30)
 
 
@@ -37,13 +38,22 @@ class SignsView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.board.header()
-        thoughts = self.board.thoughts
-        room = None if not self.running else max((console.height - 4) // len(thoughts) - 3, 1)
-        for thought in thoughts:
+        shown = self._shown(max((console.height - 4) // _LEAST, 1))
+        room = None if not self.running else max((console.height - 4) // len(shown) - _LEAST, 1)
+        for thought in shown:
             yield from self._thought(thought, room, options.max_width)
         yield self._legend()
         if not self.running:
             yield Text(self.board.times(), "dim")
+
+    def _shown(self, fit: int) -> list[Thought]:
+        """All thoughts, or while more run than fit, first those that something still happens on."""
+        shown = list(self.board.thoughts)
+        if not self.running:
+            return shown
+        while len(shown) > fit and shown[0].answer is not None:
+            shown.pop(0)  # has been seen to its end
+        return shown[:fit]
 
     def _thought(self, thought: Thought, room: int | None, width: int) -> list[RenderableType]:
         ticks = thought.ticks if room is None else thought.ticks[-room:]

@@ -59,7 +59,7 @@ class View:
         image = self._picture(thought, columns, console)
         panel = Panel(image, title=title, title_align="left", border_style="dim", width=columns + 4)
         beside = max(width - (columns + 4) - 2, 1)
-        ticks = thought.ticks if room is None else thought.ticks[-(room - 1) :]
+        ticks = thought.ticks if room is None else thought.ticks[-max(room - 1, 1) :]
         lines: list[RenderableType] = [self._tick(tick, beside) for tick in ticks]
         if thought.answer is not None:
             lines.append(_answer(thought.answer))

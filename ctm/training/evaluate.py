@@ -71,14 +71,21 @@ def evaluate(
     positions = len(model.config.answer_shape) > 1
     if accelerator is None or accelerator.num_processes == 1:
         return summarise(judge(model, rows, batch_size=batch_size, padding=padding), positions=positions)
-    share = -(-len(rows) // accelerator.num_processes)
-    first = accelerator.process_index * share
-    # Past the end the last row is judged again, so that all shares are equally long; it is cut off below.
-    mine = torch.arange(first, first + share).clamp(max=len(rows) - 1)
+    mine = share_of_process(len(rows), accelerator)
     judged = judge(model, rows, batch_size=batch_size, indices=mine, padding=padding)
     judged_N5T = torch.from_numpy(np.stack(judged, axis=1))
     everyone_N5T: Tensor = accelerator.gather(judged_N5T.to(accelerator.device))
     return summarise(Judged(*everyone_N5T[: len(rows)].cpu().numpy().swapaxes(0, 1)), positions=positions)
+
+
+def share_of_process(rows: int, accelerator: Accelerator) -> Tensor:
+    """The numbers of the rows that this process judges, int64; all processes have equally many.
+
+    Past the end the last row is judged again, which is cut off where all are gathered.
+    """
+    share = -(-rows // accelerator.num_processes)
+    first = accelerator.process_index * share
+    return torch.arange(first, first + share).clamp(max=rows - 1)
 
 
 def summarise(judged: Judged, *, positions: bool = False) -> Evaluation:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ctm.language.judge import JudgedText, TextQuality, judge_text, text_quality
 from ctm.language.model import LanguageCTM
 from ctm.tasks import Task
+from ctm.training.evaluate import share_of_process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,15 +55,12 @@ def evaluate_text(model: LanguageCTM, task: Task, batch_size: int, accelerator: 
     assert token_bytes is not None, f"task {task.name} knows how many bytes a token stands for"
     if accelerator.num_processes == 1:
         return TextEvaluation(quality=text_quality(judge_text(model, rows, token_bytes, batch_size=batch_size)))
-    share = -(-len(rows) // accelerator.num_processes)
-    first = accelerator.process_index * share
-    # Past the end the last row is judged again, so that all shares are equally long; it is cut off below.
-    mine = torch.arange(first, first + share).clamp(max=len(rows) - 1)
+    mine = share_of_process(len(rows), accelerator)
     *judged, lengths_N = judge_text(model, rows, token_bytes, batch_size=batch_size, indices=mine)
     judged_N4T = torch.from_numpy(np.stack(judged, axis=1)).to(accelerator.device)
     everyone_N4T: Tensor = accelerator.gather(judged_N4T)
     everyone_N: Tensor = accelerator.gather(torch.from_numpy(lengths_N).to(accelerator.device))
-    tokens = len(rows) * (len(lengths_N) // share)
+    tokens = len(rows) * (len(lengths_N) // len(mine))
     nats, certainty, correct, confidence = everyone_N4T[:tokens].cpu().numpy().swapaxes(0, 1)
     everything = JudgedText(nats, certainty, correct, confidence, everyone_N[:tokens].cpu().numpy())
     return TextEvaluation(quality=text_quality(everything))

@@ -110,10 +110,16 @@ def test_the_gradient_is_that_of_the_loss_at_two_ticks_though_no_tick_keeps_its_
         )
 
 
-def test_ticks_that_are_computed_again_give_the_same_gradient() -> None:
+@pytest.mark.parametrize(
+    "core",
+    [{}, {"dropout": 0.3}, {"hyper_layers": "all", "hyper_rank": 2, "hyper_nlm_rank": 2, "hyper_gate": True}],
+    ids=["plain", "dropout", "hyper"],
+)
+def test_ticks_that_are_computed_again_give_the_same_gradient(core: dict[str, Any]) -> None:
     found = []
     for again in (False, True):
-        model = language_model(checkpoint_ticks=again)
+        model = language_model(core, checkpoint_ticks=again)
+        torch.manual_seed(7)
         model(*some_text()).value.backward()
         found.append(gradients(model))
     for name, gradient in found[0].items():

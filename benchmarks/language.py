@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.hardware import inspect
 from benchmarks.report import wide_console
 from ctm.checkpoint import read_config
-from ctm.families import load_trained
+from ctm.families import TOKENIZER, load_trained
 from ctm.frontier import FrontierPoint
 from ctm.language.judge import JudgedText, judge_text, text_frontier, text_quality
 from ctm.language.model import LanguageCTM
@@ -52,6 +52,9 @@ class Run:
     command: str
     """That trained it."""
     updates: int
+    """Of the checkpoint that is measured: the run's best."""
+    window: int
+    """Tokens read at most."""
     weights: int
     ticks: int
     held_out_bits: float
@@ -72,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in options.runs:
         runs.append(measure(folder, options.data_dir))
         console.print(f"{folder}: {runs[-1].test_bits:.4f} bits a byte", highlight=False)
+    check_alike(runs)
     console.print(language_table(runs))
     document = {
         "benchmark": "language",
@@ -96,12 +100,15 @@ def measure(folder: Path, data_dir: Path) -> Run:
     model = trained.model
     assert isinstance(model, LanguageCTM), f"{folder} is a model of family {trained.family}, expected language"
     task = open_task(trained.config["task"], data_dir)
+    if dict(task.files) != dict(trained.files):
+        raise ValueError(f"{folder} was trained on another corpus than {data_dir}: its {TOKENIZER} differs")
     held_out, test = (_judge(model, task, split) for split in ("held_out", "test"))
     quality = text_quality(test)
     return Run(
         name=folder.name,
         command=trained.config["provenance"]["command"],
         updates=read_config(folder / "best")["update"],
+        window=task.input_shape[0],
         weights=sum(weight.numel() for weight in model.parameters()),
         ticks=model.config.ticks,
         held_out_bits=text_quality(held_out, []).bits_per_byte,
@@ -113,19 +120,30 @@ def measure(folder: Path, data_dir: Path) -> Run:
     )
 
 
+def check_alike(runs: Sequence[Run]) -> None:
+    """Raise ValueError, naming both sides, unless all runs were measured on the same tokens, as many before each."""
+    first, *others = runs
+    for run in others:
+        if run.window != first.window:
+            raise ValueError(f"{run.name} reads windows of {run.window} tokens, {first.name} of {first.window}")
+
+
 def language_table(runs: Sequence[Run]) -> Table:
     """A line for each run, and for each way to stop it."""
-    table = Table("run", "weights", "stopping", "bits a byte", "over all ticks", "mean ticks", title="test text")
+    columns = ("run", "updates", "weights", "stopping", "bits a byte", "over all ticks", "mean ticks")
+    table = Table(*columns, title="test text")
     for run in runs:
-        table.add_row(run.name, f"{run.weights:,}", "never", f"{run.test_bits:.4f}", "", f"{run.ticks}")
+        sizes = (run.name, f"{run.updates:,}", f"{run.weights:,}")
+        table.add_row(*sizes, "never", f"{run.test_bits:.4f}", "", f"{run.ticks}")
+        below = ("",) * len(sizes)
         for tick in (1, run.ticks):
-            table.add_row("", "", f"answer of tick {tick}", f"{run.test_bits_by_tick[tick - 1]:.4f}", "", f"{tick}")
+            table.add_row(*below, f"answer of tick {tick}", f"{run.test_bits_by_tick[tick - 1]:.4f}", "", f"{tick}")
         for stop in run.stopping:
             bits = stop.test.bits_per_byte
             assert bits is not None, "a frontier of text counts bits"
             rule = f"certainty {stop.test.threshold:g} (held out: at most {stop.most_loss:.1%})"
             loss = f"{bits / run.test_bits - 1:+.2%}"
-            table.add_row("", "", rule, f"{bits:.4f}", loss, f"{stop.test.mean_ticks:.2f}")
+            table.add_row(*below, rule, f"{bits:.4f}", loss, f"{stop.test.mean_ticks:.2f}")
     return table
 
 

@@ -25,6 +25,10 @@ def check_language_fit(config: RunConfig, task: Task) -> None:
     """The same for a language model and the corpus that it reads."""
     language = config.language
     assert language is not None, "a language model has language settings"
+    if not config.loss.most_certain:
+        raise ConfigError(
+            "a language model learns from its last tick by language.final_only, got loss.most_certain = false"
+        )
     (vocabulary,), (length,) = task.prediction_shape, task.input_shape
     if language.vocabulary != vocabulary:
         raise ConfigError(f"the corpus needs language.vocabulary = {vocabulary}, got {language.vocabulary}")

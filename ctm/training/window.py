@@ -27,7 +27,9 @@ class Window:
 
     def __init__(self, accelerator: Accelerator, config: RunConfig) -> None:
         self._accelerator = accelerator
-        self._thoughts, self._ticks = config.batch_size, config.model.ticks
+        # About a text there is a thought for every token.
+        thoughts_a_row = 1 if config.language is None else config.task.text.length
+        self._thoughts, self._ticks = config.batch_size * thoughts_a_row, config.model.ticks
         self._open()
 
     def _open(self) -> None:

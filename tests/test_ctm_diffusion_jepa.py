@@ -133,6 +133,17 @@ def test_the_slow_copy_is_in_the_checkpoint_and_always_in_evaluation():
     assert set(before) == {f"module.{name}" for name in encoder.state_dict()}
 
 
+def test_mixed_precision_tells_nearly_the_same():
+    torch.manual_seed(0)
+    predictor, vectors = JEPAPredictor(6, 10, JEPAConfig(hidden=16)), torch.randn(3, 10, 6)
+    views = draw_views(uniform(3), torch.full((3,), 10), 10, JEPAConfig())
+    plain = jepa_loss(predictor(vectors, views.context), vectors, views.target)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = jepa_loss(predictor(vectors, views.context), vectors, views.target)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, plain, rtol=0.02, atol=0)
+
+
 def learn(rows_of: Callable[[Tensor], Tensor], updates: int) -> tuple[list[float], list[float]]:
     """By update: the loss over the variance of what is told, and the least deviation of any number of the vectors."""
     torch.manual_seed(0)

@@ -95,7 +95,7 @@ def train_judge(rows: Rows, config: JudgeConfig, *, epochs: int, seed: int, rate
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=epochs * batches, pct_start=0.25)
     for _ in range(epochs):
         order_N = torch.randperm(len(rows), generator=generator)
-        for indices in order_N[: batches * ROWS].split(ROWS):
+        for indices in torch.split(order_N[: batches * ROWS], ROWS):
             inputs, targets = rows.take(indices)
             logits = judge(pooled(_shifted(inputs, generator), config.side)).logits
             optimiser.zero_grad()

@@ -88,7 +88,7 @@ class DigitJudge(nn.Module):
 def judge_images(judge: DigitJudge, pixels_NSS: Tensor, *, batch_size: int = 1000) -> Verdict:
     """The verdict on any number of images, in evaluation mode."""
     assert not judge.training, "a judge that is still learning looks at the whole batch"
-    verdicts = [judge(some) for some in pixels_NSS.split(batch_size)]
+    verdicts = [judge(some) for some in torch.split(pixels_NSS, batch_size)]
     return Verdict(*(torch.cat(parts) for parts in zip(*verdicts, strict=True)))
 
 
@@ -150,7 +150,7 @@ def load_judge(path: Path) -> DigitJudge:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; python -m benchmarks.digit_judge trains judges")
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]  # safetensors leaves it so
+        with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping, only like one
     except SafetensorError as error:

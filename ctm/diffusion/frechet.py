@@ -29,17 +29,17 @@ def fit_gaussian(features_NF: Tensor) -> Gaussian:
     if not torch.isfinite(features_NF).all():
         raise ValueError("features must be finite: a distance to anything else means nothing")
     features_NF = features_NF.double()
-    return Gaussian(features_NF.mean(0), torch.atleast_2d(features_NF.T.cov()))
+    return Gaussian(features_NF.mean(0), torch.cov(features_NF.T).reshape(features_NF.shape[1], -1))
 
 
 def gaussian_distance(one: Gaussian, other: Gaussian) -> float:
     """The squared Fréchet distance of two Gaussians; never below 0."""
     if one.mean.shape != other.mean.shape:
         raise ValueError(f"both sets must have the same features, got {len(one.mean)} and {len(other.mean)}")
-    between = (one.mean - other.mean).square().sum()
-    overlap = torch.linalg.svdvals(root(one.covariance) @ root(other.covariance)).sum()
-    spread = one.covariance.trace() + other.covariance.trace() - 2 * overlap
-    return max(0.0, (between + spread).item())
+    between = (one.mean - other.mean).square().sum().item()
+    overlap = torch.linalg.svdvals(root(one.covariance) @ root(other.covariance)).sum().item()
+    spread = (one.covariance.trace() + other.covariance.trace()).item() - 2 * overlap
+    return max(0.0, float(between + spread))
 
 
 def frechet_distance(one_NF: Tensor, other_NF: Tensor) -> float:
@@ -50,4 +50,5 @@ def frechet_distance(one_NF: Tensor, other_NF: Tensor) -> float:
 def root(matrix_FF: Tensor) -> Tensor:
     """The symmetric square root of a covariance; eigenvalues below 0 are rounding, and count as 0."""
     values_F, vectors_FF = torch.linalg.eigh(matrix_FF)
-    return (vectors_FF * values_F.clamp(min=0).sqrt()) @ vectors_FF.T
+    rooted: Tensor = (vectors_FF * values_F.clamp(min=0).sqrt()) @ vectors_FF.T
+    return rooted

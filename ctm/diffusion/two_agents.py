@@ -110,7 +110,7 @@ def progress(config: WorldConfig, episodes: Episodes, push: Tensor) -> Tensor:
     way = need_B1 * directions(config)[episodes.goal]
     if push.dim() == 3:
         way, need_B1 = way.unsqueeze(1), need_B1.unsqueeze(1)
-    left = torch.linalg.vector_norm(way - push, dim=-1)
+    left: Tensor = torch.linalg.vector_norm(way - push, dim=-1)
     return 1 - left / need_B1.squeeze(-1)
 
 

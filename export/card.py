@@ -112,6 +112,8 @@ def _tensors(manifest: Manifest) -> str:
 
 
 def _note(spec: TensorSpec) -> str:
+    if spec.values:
+        return f"each value {' or '.join(map(number, spec.values))}"
     if spec.HasField("minimum") and spec.HasField("maximum"):
         return f"values in [{number(spec.minimum)}, {number(spec.maximum)}]"
     return spec.description

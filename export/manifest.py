@@ -50,6 +50,7 @@ def describe_source(source: Source, tick_cap: int) -> bundle.Manifest:
     if source.input_range is not None:
         for spec in manifest.inputs:
             spec.minimum, spec.maximum = source.input_range
+            spec.values.extend(source.input_values)
     return manifest
 
 

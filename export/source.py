@@ -20,6 +20,7 @@ from ctm.servable import Model, Servable, servable
 from export.errors import ExportError
 
 INPUT_RANGES = {"image": (0.0, 1.0), "maze": (0.0, 1.0), "sequence": (-1.0, 1.0)}
+INPUT_VALUES = {"sequence": (-1.0, 1.0)}
 """What values the tasks' inputs mean anything in, by the input's name."""
 
 
@@ -35,6 +36,8 @@ class Source:
     labels: tuple[str, ...] = ()
     input_range: tuple[float, float] | None = None
     """What values of the input mean anything; None: any."""
+    input_values: tuple[float, ...] = ()
+    """The only values that do; empty: all of the range."""
     command: str = ""
     """That trained the model."""
     seed: int = 0
@@ -114,6 +117,7 @@ def from_checkpoint(folder: Path) -> Source:
         task=task.name,
         labels=task.labels,
         input_range=INPUT_RANGES.get(task.input_name),
+        input_values=INPUT_VALUES.get(task.input_name, ()),
         command=_command(provenance),
         seed=provenance.seed,
         versions={name: number for name, number in versions.items() if number},

@@ -176,6 +176,7 @@ class TensorSpec(google.protobuf.message.Message):
     DESCRIPTION_FIELD_NUMBER: builtins.int
     LENGTH_OF_FIELD_NUMBER: builtins.int
     BUCKETS_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
     name: builtins.str
     datatype: builtins.str
     """As Open Inference names it: FP32, INT64, BOOL ..."""
@@ -194,6 +195,10 @@ class TensorSpec(google.protobuf.message.Message):
     def buckets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Inputs only, with a length: sizes that the first dimension may be cut to where only padding is lost, rising to its own."""
 
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Inputs only: values other than these are refused; empty: none is."""
+
     def __init__(
         self,
         *,
@@ -206,9 +211,10 @@ class TensorSpec(google.protobuf.message.Message):
         description: builtins.str = ...,
         length_of: builtins.str = ...,
         buckets: collections.abc.Iterable[builtins.int] | None = ...,
+        values: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "buckets", b"buckets", "datatype", b"datatype", "description", b"description", "length_of", b"length_of", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "role", b"role", "shape", b"shape"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "buckets", b"buckets", "datatype", b"datatype", "description", b"description", "length_of", b"length_of", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "role", b"role", "shape", b"shape", "values", b"values"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_maximum", b"_maximum"]) -> typing.Literal["maximum"] | None: ...
     @typing.overload

@@ -105,8 +105,10 @@ def _spec(what: str, message: SpecMessage) -> TensorSpec:
     low, high = -inf if minimum is None else minimum, inf if maximum is None else maximum
     if not low <= high:
         raise Mismatch(f"{what}, minimum and maximum", f"{low} and {high}", "minimum <= maximum")
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = tuple(np.array(message.values).astype(dtype).tolist())  # as the datatype holds them, too
     return TensorSpec(
-        message.name, dtype, tuple(message.shape), minimum, maximum, message.length_of, tuple(message.buckets)
+        message.name, dtype, tuple(message.shape), minimum, maximum, message.length_of, tuple(message.buckets), values
     )
 
 

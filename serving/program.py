@@ -23,6 +23,8 @@ class TensorSpec:
     """Of an input: this whole number, one a row, says how many leading entries of that other input count."""
     buckets: tuple[int, ...] = ()
     """Of an input with a length: sizes that its first dimension may be cut to, rising to its own."""
+    values: tuple[float, ...] = ()
+    """Of an input: the only values that mean anything; empty: all do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -154,6 +154,9 @@ def _check_values(what: str, values: Array, spec: TensorSpec) -> None:
         raise Mismatch(f"{what}, smallest value", low, f"at least {spec.minimum:g}")
     if spec.maximum is not None and high > spec.maximum:
         raise Mismatch(f"{what}, largest value", high, f"at most {spec.maximum:g}")
+    if spec.values and not (allowed := np.isin(values, spec.values)).all():
+        row = np.argwhere(~allowed)[0]
+        raise Mismatch(f"{what}, at {row.tolist()}", values[tuple(row)], f"one of {listing(spec.values)}")
 
 
 def event_message(request_id: str, event: Event, bundle: Bundle) -> pb.ThinkEvent:

@@ -5,7 +5,7 @@ from math import inf, nan
 
 import numpy as np
 import pytest
-from fake_bundle import fake_bundle
+from fake_bundle import fake_bundle, fake_document
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -425,3 +425,14 @@ def test_the_protocols_numbers_are_ours():
     assert {reason.name: int(reason) for reason in StopReason} == dict(pb.StopReason.items()[1:])
     assert {rule.name: int(rule) for rule in AnswerRule} == dict(pb.AnswerRule.items()[1:])
     assert {end.name: int(end) for end in ChainEnd if end} == dict(pb.ChainEnd.items()[1:])
+
+
+def test_a_value_that_is_none_of_those_that_mean_anything_is_refused_with_its_place():
+    spec, *others = fake_document()["inputs"]
+    signs = fake_bundle(inputs=[{**spec, "minimum": -1, "maximum": 1, "values": [-1, 1]}, *others])
+    sound = np.array([1, -1], np.float32)[np.arange(12) % 2].reshape(2, 2, 3)
+    assert parse(signs, inputs=inputs(image=sound)).rows == 2
+    broken = sound.copy()
+    broken[1, 0, 2] = 0.5
+    with pytest.raises(InvalidRequest, match=re.escape("'image', at [1, 0, 2]: got 0.5, expected one of -1.0, 1.0")):
+        parse(signs, inputs=inputs(image=broken))

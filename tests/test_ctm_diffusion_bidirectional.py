@@ -209,14 +209,17 @@ def test_it_learns_to_end_where_the_answer_is_right():
             places.append(place[:, 0])
         return torch.stack(places, 1), torch.stack(gates, 1), place[:, 0]
 
-    for _ in range(200):
+    for update in range(300):
         places, gates, _ = walk_through(noisy=True)
         optimiser.zero_grad()
         (ending_chances(gates) * (places - goals[:, None]).square()).sum(1).mean().backward()
         optimiser.step()
-    with torch.no_grad():
-        _, _, ends = walk_through(noisy=False)
-    assert torch.equal(ends, goals.float()), ends[:3].tolist()
+        if update % 20 == 19:
+            with torch.no_grad():
+                _, _, ends = walk_through(noisy=False)
+            if torch.equal(ends, goals.float()):
+                return
+    pytest.fail(f"after {update + 1} updates rows end at {ends[:3].tolist()}, not at 1, 2 and 3")
 
 
 @torch.no_grad()

@@ -1,0 +1,135 @@
+"""A diffusion model as a program: run link by link, by torch or by ONNX Runtime, it draws what the sampler draws."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+from small_diffusion import CORE, DIFFUSION, small_model
+from torch import Tensor, nn
+
+from ctm.diffusion import program
+from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.reverse import CLEAN, spaced_levels
+from ctm.diffusion.sampling import Samples, sample
+from ctm.program import start_values
+from export.onnx_graph import write_onnx
+
+Function = Callable[..., list[NDArray[np.generic]]]
+ROWS, STEPS, ETA = 4, 6, 0.6
+DTYPES = {"FP32": torch.float32, "INT64": torch.int64, "BOOL": torch.bool}
+
+
+def noise(step: int) -> Tensor:
+    return torch.randn(ROWS, 6, 6, generator=torch.Generator().manual_seed(100 + step))
+
+
+def functions(model: DiffusionCTM) -> dict[str, tuple[nn.Module, tuple, tuple]]:
+    """The three functions with the tensors that go in and come out."""
+    thought, finish = program.specify(model), program.specify_finish(model)
+    after = tuple(spec for spec in (*thought.state, *thought.outputs))
+    return {
+        "encode": (program.Encode(model), thought.inputs, thought.context),
+        "tick": (program.Tick(model, CORE.ticks), (*thought.context, *thought.state), after),
+        "finish": (program.ReverseStep(model), finish.arguments, finish.results),
+    }
+
+
+def in_torch(model: DiffusionCTM) -> dict[str, Function]:
+    def run(function: nn.Module) -> Function:
+        def call(*arguments: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+            with torch.no_grad():
+                return [tensor.numpy() for tensor in function(*map(torch.from_numpy, arguments))]
+
+        return call
+
+    return {name: run(function.eval()) for name, (function, _, _) in functions(model).items()}
+
+
+def in_onnx(model: DiffusionCTM, folder: Path) -> dict[str, Function]:
+    def run(session: ort.InferenceSession, names: list[str]) -> Function:
+        read = {argument.name for argument in session.get_inputs()}
+
+        def call(*arguments: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+            given = {name: values for name, values in zip(names, arguments, strict=True) if name in read}
+            return session.run(None, given)
+
+        return call
+
+    made = {}
+    for name, (function, arguments, results) in functions(model).items():
+        example = [torch.zeros(3, *spec.shape, dtype=DTYPES[spec.datatype]) for spec in arguments]
+        names, path = [spec.name for spec in arguments], folder / f"{name}.onnx"
+        outs = [f"out_{spec.name}" for spec in results]
+        write_onnx(function.eval(), example, names, outs, path)
+        made[name] = run(ort.InferenceSession(path, providers=["CPUExecutionProvider"]), names)
+    return made
+
+
+def draw(model: DiffusionCTM, run: Mapping[str, Function], labels: Tensor, threshold: float, certain: float) -> Samples:
+    """Sampling as a server does it: encode, ticks until certain, finish, the next link."""
+    start = [value.numpy() for value in start_values(model.core).values()] if model.core else []
+    levels, image = [*map(int, spaced_levels(DIFFUSION.levels, STEPS)), CLEAN], noise(0).numpy()
+    label, rows = labels.numpy(), len(labels)
+    estimates, certainties, abstained, used = [], [], [], []
+    for step in range(STEPS):
+        level, following = (np.full(rows, levels[step + k], np.int64) for k in (0, 1))
+        context = run["encode"](image, level, label)
+        state = [np.repeat(value[None], rows, 0) for value in start]
+        best, ticks, alive = [None] * 3, np.zeros(rows, np.int64), np.ones(rows, bool)
+        for _ in range(CORE.ticks):
+            *state, prediction, certainty, guide, _ = run["tick"](*context, *state)
+            ticks += alive
+            better = alive if best[0] is None else alive & (certainty > best[1])
+            found = prediction, certainty, guide
+            best = [
+                new if old is None else np.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+                for old, new in zip(best, found, strict=True)
+            ]
+            alive &= certainty < certain
+        gives_up = best[1] < threshold
+        fresh = noise(step + 1).numpy() if following[0] != CLEAN else np.zeros_like(image)
+        eta = np.full(rows, ETA, np.float32)
+        image, estimate = run["finish"](image, level, label, following, eta, fresh, gives_up, *best)
+        for kept, value in zip(
+            (estimates, certainties, abstained, used), (estimate, best[1], gives_up, ticks), strict=True
+        ):
+            kept.append(torch.from_numpy(np.asarray(value)))
+    return Samples(torch.from_numpy(image), *map(torch.stack, (estimates, certainties, abstained, used)))
+
+
+def _clear_of(certainties: Tensor) -> float:
+    """A threshold in the widest gap of the middle third: rounding decides nothing about it."""
+    found = certainties.flatten().sort().values
+    middle = found[len(found) // 3 : 2 * len(found) // 3]
+    widest = int(middle.diff().argmax())
+    return (middle[widest] + middle[widest + 1]).item() / 2
+
+
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+@pytest.mark.parametrize("target", ["noise", "velocity"])
+def test_link_by_link_gives_the_samples_of_the_sampler(form, target, tmp_path):
+    model, labels = small_model(target=target), torch.arange(ROWS)
+    free = sample(model, labels, noise, steps=STEPS, eta=ETA)
+    certain = free.certainties.quantile(0.8).item()
+    threshold = _clear_of(free.certainties)
+    wanted = sample(
+        model, labels, noise, steps=STEPS, eta=ETA, certainty_threshold=certain, confidence_threshold=threshold
+    )
+    assert 0 < wanted.abstained.float().mean() < 1
+    assert 1 <= wanted.ticks_used.min() < wanted.ticks_used.max() == CORE.ticks
+    found = draw(model, in_torch(model) if form == "torch" else in_onnx(model, tmp_path), labels, threshold, certain)
+    assert torch.equal(found.ticks_used, wanted.ticks_used)
+    assert torch.equal(found.abstained, wanted.abstained)
+    for name in ("images", "estimates", "certainties"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_a_denoiser_alone_makes_no_program():
+    alone = small_model(guided=False)
+    for make in (program.specify, program.specify_finish, program.Encode, program.ReverseStep):
+        with pytest.raises(ValueError, match="a denoiser alone does not think"):
+            make(alone)

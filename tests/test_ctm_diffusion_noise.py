@@ -8,7 +8,7 @@ import torch
 
 from ctm.diffusion.bins import bin_of, centres, expected
 from ctm.diffusion.noise import NoiseSchedule, Parts
-from ctm.diffusion.reverse import CLEAN, certain_stride, reverse_step, spaced_levels
+from ctm.diffusion.reverse import CLEAN, certain_stride, clipped, reverse_step, spaced_levels
 
 SCHEDULES = ["linear", "cosine"]
 
@@ -51,6 +51,17 @@ def test_a_deterministic_step_keeps_the_same_image_and_the_same_noise():
     ended = reverse_step(schedule, Parts(clean, noise), level, torch.full_like(level, CLEAN), noise, zero)
     torch.testing.assert_close(ended, clean)
     assert not torch.allclose(noisy, stepped)
+
+
+def test_clipping_keeps_the_noisy_image():
+    schedule = NoiseSchedule("cosine", 50)
+    clean, noise, level = rows(seed=6)
+    parts = Parts(3 * clean, noise)
+    found = clipped(schedule, parts, level)
+    assert found.clean.abs().max() == 1
+    torch.testing.assert_close(
+        schedule.add(found.clean, found.noise, level), schedule.add(*parts, level), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_an_ancestral_step_has_the_posterior_of_the_forward_process():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ctm.diffusion.model import DiffusionCTM
-from ctm.diffusion.reverse import CLEAN, reverse_step
+from ctm.diffusion.reverse import CLEAN, clipped, reverse_step
 from ctm.frozen import CertaintyReadout
 from ctm.model import CTM
 from ctm.program import FrozenCore, Program, TensorSpec, pack_context, specify_state
@@ -185,4 +185,5 @@ class ReverseStep(nn.Module):
         model = self.model
         predicted = model.denoise(image, level, label, model.guide(prediction.flatten(1), certainty, guide, abstained))
         parts = model.schedule.take_apart(image, predicted, level, model.diffusion.target)
-        return reverse_step(model.schedule, parts, level, next_level, noise, eta), parts.clean.clamp(-1, 1)
+        parts = clipped(model.schedule, parts, level)
+        return reverse_step(model.schedule, parts, level, next_level, noise, eta), parts.clean

@@ -26,14 +26,12 @@ def reverse_step(
     """The image at the next level.
 
     Args:
-        parts: what the image at `level_N` is thought to be made of; x_0 is clipped to [-1, 1], where images are.
+        parts: what the image at `level_N` is thought to be made of; `clipped`.
         next_N: lower than `level_N`, or `CLEAN`.
         noise: fresh, z; of the image's shape.
         eta_N: in [0, 1].
     """
     signal, spread = schedule.at(level_N, noise)
-    clean = parts.clean.clamp(-1, 1)
-    eps = _noise_beside(parts, clean, signal, spread)
     ends = (next_N == CLEAN).view((-1,) + (1,) * (noise.dim() - 1))
     next_signal, next_spread = schedule.at(next_N.clamp(min=0), noise)
     next_signal, next_spread = next_signal.masked_fill(ends, 1.0), next_spread.masked_fill(ends, 0.0)
@@ -41,12 +39,14 @@ def reverse_step(
     ratio = (1 - (signal / next_signal).square()).clamp(min=0)
     sigma = eta * next_spread / spread * ratio.sqrt()
     rest = (next_spread.square() - sigma.square()).clamp(min=0).sqrt()
-    return next_signal * clean + rest * eps + sigma * noise
+    return next_signal * parts.clean + rest * parts.noise + sigma * noise
 
 
-def _noise_beside(parts: Parts, clean: Tensor, signal: Tensor, spread: Tensor) -> Tensor:
-    """The noise that goes with a clipped x_0: both together still give the noisy image."""
-    return parts.noise + signal / spread * (parts.clean - clean)
+def clipped(schedule: NoiseSchedule, parts: Parts, level_N: Tensor) -> Parts:
+    """x_0 brought to [-1, 1], where images are, and the noise that goes with it: both still give the noisy image."""
+    signal, spread = schedule.at(level_N, parts.clean)
+    clean = parts.clean.clamp(-1, 1)
+    return Parts(clean, parts.noise + signal / spread * (parts.clean - clean))
 
 
 def spaced_levels(levels: int, steps: int) -> NDArray[np.int64]:

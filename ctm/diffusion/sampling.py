@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ctm.diffusion.denoiser import Guide
 from ctm.diffusion.model import DiffusionCTM
-from ctm.diffusion.reverse import CLEAN, reverse_step, spaced_levels
+from ctm.diffusion.reverse import CLEAN, clipped, reverse_step, spaced_levels
 
 
 class Samples(NamedTuple):
@@ -70,10 +70,11 @@ def sample(
         guide, certainty_N, abstains_N, ticks_N = _guide(model, image, level_N, label_N, certainty_threshold, threshold)
         predicted = model.denoise(image, level_N, label_N, guide)
         parts = model.schedule.take_apart(image, predicted, level_N, model.diffusion.target)
+        parts = clipped(model.schedule, parts, level_N)
         # The last step adds nothing.
         fresh = noise(step) if following != CLEAN else torch.zeros_like(image)
         image = reverse_step(model.schedule, parts, level_N, next_N, fresh, eta_N)
-        seen.append((parts.clean.clamp(-1, 1), certainty_N, abstains_N, ticks_N))
+        seen.append((parts.clean, certainty_N, abstains_N, ticks_N))
     return Samples(image, *(torch.stack(kept) for kept in zip(*seen, strict=True)))
 
 

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.images import to_diffusion
 from ctm.diffusion.model import DiffusionCTM
 from ctm.training.evaluate_diffusion import DiffusionEvaluation, evaluate_diffusion
@@ -54,7 +55,7 @@ class DiffusionFamily(Family):
         }
 
     @property
-    def _config(self) -> Any:
+    def _config(self) -> DiffusionConfig:
         assert self.config.diffusion is not None, "diffusion has its settings"
         return self.config.diffusion
 

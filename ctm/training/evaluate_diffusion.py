@@ -11,6 +11,7 @@ from ctm.diffusion.images import to_diffusion
 from ctm.diffusion.model import DiffusionCTM
 from ctm.diffusion.quality import DiffusionQuality, JudgedNoise, judge_noise, noise_quality
 from ctm.tasks import Rows
+from ctm.training.evaluate import share_of_process
 
 SEED = 0
 """Of the noise: the same at every evaluation of every run."""
@@ -68,10 +69,7 @@ def evaluate_diffusion(
     if accelerator is None or accelerator.num_processes == 1:
         judged = judge_noise(model, take, torch.arange(len(rows)), batch_size=batch_size, seed=SEED)
         return DiffusionEvaluation(quality=noise_quality(judged, levels))
-    share = -(-len(rows) // accelerator.num_processes)
-    first = accelerator.process_index * share
-    # Past the end the last row is judged again, so that all shares are equally long; it is cut off below.
-    mine = torch.arange(first, first + share).clamp(max=len(rows) - 1)
+    mine = share_of_process(len(rows), accelerator)
     base, guided, certainty, level = judge_noise(model, take, mine, batch_size=batch_size, seed=SEED)
     packed = np.concatenate([base[:, None], level[:, None].astype(np.float32), guided, certainty], axis=1)
     everyone: Tensor = accelerator.gather(torch.from_numpy(packed).to(accelerator.device))

@@ -57,7 +57,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch do
     """Counts the bytes of tensors made under it that are alive."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # nor what they are made with
         self.now = self.peak = 0
         self._held: dict[int, list[int]] = {}
 

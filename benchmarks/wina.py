@@ -112,7 +112,7 @@ def trained_layers() -> Iterator[Case]:
         for _ in range(300):
             loss = F.cross_entropy(model(inputs[:1200]), labels[:1200])
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
         x = inputs[1200:]
         for depth, layer in enumerate(model):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from exported_part import exported
 from torch import Tensor
 
 from ctm.config import CTMConfig
@@ -225,9 +226,6 @@ def test_it_learns_to_end_where_the_answer_is_right():
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["torch", "torch.jit", "onnx"])
 def test_the_program_gives_the_models_numbers_for_any_number_of_rows(how, tmp_path):
-    from export.onnx_graph import write_onnx
-    from export.torchscript import quiet, write_torchscript
-
     model = build(1)
     program, tick, encode = specify(model), Tick(model).eval(), Encode(model.core).eval()
     start = [value.unsqueeze(0) for value in start_values(model).values()]
@@ -235,23 +233,7 @@ def test_the_program_gives_the_models_numbers_for_any_number_of_rows(how, tmp_pa
     def rows_of(count: int) -> list[Tensor]:
         return [*encode(inputs_of(count)), *(value.repeat(count, *(1,) * (value.dim() - 1)) for value in start)]
 
-    run = tick
-    if how == "torch.jit":
-        write_torchscript(tick, rows_of(2), tmp_path / "tick.ts")
-        with quiet():
-            run = torch.jit.load(tmp_path / "tick.ts")
-    elif how == "onnx":
-        import onnxruntime
-
-        names = [spec.name for spec in (*program.context, *program.state)]
-        results = [f"next_{spec.name}" for spec in program.state] + [spec.name for spec in program.outputs]
-        write_onnx(tick, rows_of(2), names, results, tmp_path / "tick.onnx")
-        session = onnxruntime.InferenceSession(tmp_path / "tick.onnx", providers=["CPUExecutionProvider"])
-
-        def run(*arguments: Tensor) -> list[Tensor]:
-            given = {name: value.numpy() for name, value in zip(names, arguments, strict=True)}
-            return [torch.from_numpy(np.asarray(value)) for value in session.run(None, given)]
-
+    run = exported(how, tick, rows_of(2), program, tmp_path)
     arguments, moves = rows_of(7), model(inputs_of(7))
     assert len(set(moves.done.sum(1).tolist())) > 1, "rows end at different ticks"
     context, state = arguments[:2], arguments[2:]

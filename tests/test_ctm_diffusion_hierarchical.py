@@ -1,8 +1,8 @@
 """A CTM of two speeds: what changes when, that rows' counters give the numbers of plain loops, that both learn."""
 
-import numpy as np
 import pytest
 import torch
+from exported_part import exported
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -197,9 +197,6 @@ def test_it_learns_a_parity_that_no_single_sign_tells():
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["torch", "torch.jit", "onnx"])
 def test_the_program_gives_the_models_numbers_for_any_number_of_rows(how, tmp_path):
-    from export.onnx_graph import write_onnx
-    from export.torchscript import quiet, write_torchscript
-
     model = build(energy_hidden=3)
     program, tick, encode = specify(model), Tick(model, 12).eval(), Encode(model.core).eval()
     start = [value.unsqueeze(0) for value in start_values(model).values()]
@@ -207,23 +204,7 @@ def test_the_program_gives_the_models_numbers_for_any_number_of_rows(how, tmp_pa
     def rows_of(count: int) -> list[Tensor]:
         return [*encode(inputs_of(count)), *(value.repeat(count, *(1,) * (value.dim() - 1)) for value in start)]
 
-    run = tick
-    if how == "torch.jit":
-        write_torchscript(tick, rows_of(2), tmp_path / "tick.ts")
-        with quiet():
-            run = torch.jit.load(tmp_path / "tick.ts")
-    elif how == "onnx":
-        import onnxruntime
-
-        names = [spec.name for spec in (*program.context, *program.state)]
-        results = [f"next_{spec.name}" for spec in program.state] + [spec.name for spec in program.outputs]
-        write_onnx(tick, rows_of(2), names, results, tmp_path / "tick.onnx")
-        session = onnxruntime.InferenceSession(tmp_path / "tick.onnx", providers=["CPUExecutionProvider"])
-
-        def run(*arguments: Tensor) -> list[Tensor]:
-            given = {name: value.numpy() for name, value in zip(names, arguments, strict=True)}
-            return [torch.from_numpy(np.asarray(value)) for value in session.run(None, given)]
-
+    run = exported(how, tick, rows_of(2), program, tmp_path)
     arguments, thoughts = rows_of(5), model(inputs_of(5))
     context, state = arguments[:2], arguments[2:]
     for index in range(12):

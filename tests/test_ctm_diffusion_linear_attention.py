@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from exported_part import check_exports
+from seen_shapes import SeenShapes
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctm.diffusion.linear_attention import (
@@ -98,21 +98,6 @@ def test_huge_scores_stay_finite():
         assert attend(query, key, value, hidden, exact=exact, threshold=1.0).isfinite().all()
     expected = _softmax(query, key, value, hidden)
     torch.testing.assert_close(attend(query, key, value, hidden, exact=20, threshold=1.0), expected)
-
-
-class SeenShapes(TorchDispatchMode):
-    """Notes the shape of everything that is computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: set[tuple[int, ...]] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        del types
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.shapes.add(tuple(result.shape))
-        return result
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from seen_shapes import SeenShapes
 from test_promises import ask, fingerprint, make_engine, run
 from tiny_bundle import publish_tiny_bundle, tiny_inputs, tiny_model
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctm.config import CTMConfig
 from ctm.hyper import HyperLinear, describe_hyper, hyper_levels
@@ -71,21 +70,6 @@ def test_every_weight_of_a_change_learns_once_it_has_begun():
     changes = {name: weight.grad for name, weight in model.named_parameters() if ".change." in name}
     assert len(changes) == 3 * 10
     assert [name for name, gradient in changes.items() if gradient is None or not gradient.any()] == []
-
-
-class SeenShapes(TorchDispatchMode):
-    """Notes the shape of everything that is computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: set[tuple[int, ...]] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        del types
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.shapes.add(tuple(result.shape))
-        return result
 
 
 def test_the_changed_matrix_is_never_formed():

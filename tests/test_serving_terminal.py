@@ -198,7 +198,7 @@ def test_what_is_unfit_is_named(tmp_path: Path, name, content, wanted, said):
     elif isinstance(content, Image.Image):
         content.save(path)
     elif content is not None:
-        np.save(path, content, allow_pickle=True)
+        np.save(path, content)
     with pytest.raises(UnfitInput, match=said):
         load(str(path), wanted)
 

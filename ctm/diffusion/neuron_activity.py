@@ -78,27 +78,35 @@ class NeuronActivity(nn.Module):
             branches=branches,
         )
         if targets_BR is not None:
-            if targets_BR.shape != (rows, self.targets):
-                raise ValueError(f"targets must be [{rows}, {self.targets}], got {list(targets_BR.shape)}")
-            targets = targets_BR.double()
-            self._add(
-                target=ticks * targets.sum(0),
-                target_square=ticks * targets.square().sum(0),
-                target_product=post.sum(1).T @ targets,
-                target_count=post.new_tensor(rows * ticks),
-            )
+            self._observe_targets(post, targets_BR)
         if losses is not None:
-            if losses.shape not in ((rows,), (rows, ticks)):
-                raise ValueError(f"losses must be [{rows}] or [{rows}, {ticks}], got {list(losses.shape)}")
-            losses_BT = losses.double().view(rows, -1).expand(rows, ticks)
-            self._add(
-                loss=losses_BT.sum(),
-                loss_square=losses_BT.square().sum(),
-                loss_product=torch.einsum("bt,btd->d", losses_BT, loud),
-                loss_count=post.new_tensor(rows * ticks),
-                loss_absolute=loud.sum((0, 1)),
-                loss_absolute_square=loud.square().sum((0, 1)),
-            )
+            self._observe_losses(loud, losses)
+
+    def _observe_targets(self, post_BTD: Tensor, targets_BR: Tensor) -> None:
+        rows, ticks, _ = post_BTD.shape
+        if targets_BR.shape != (rows, self.targets):
+            raise ValueError(f"targets must be [{rows}, {self.targets}], got {list(targets_BR.shape)}")
+        targets = targets_BR.double()
+        self._add(
+            target=ticks * targets.sum(0),
+            target_square=ticks * targets.square().sum(0),
+            target_product=post_BTD.sum(1).T @ targets,
+            target_count=post_BTD.new_tensor(rows * ticks),
+        )
+
+    def _observe_losses(self, loud_BTD: Tensor, losses: Tensor) -> None:
+        rows, ticks, _ = loud_BTD.shape
+        if losses.shape not in ((rows,), (rows, ticks)):
+            raise ValueError(f"losses must be [{rows}] or [{rows}, {ticks}], got {list(losses.shape)}")
+        losses_BT = losses.double().view(rows, -1).expand(rows, ticks)
+        self._add(
+            loss=losses_BT.sum(),
+            loss_square=losses_BT.square().sum(),
+            loss_product=torch.einsum("bt,btd->d", losses_BT, loud_BTD),
+            loss_count=loud_BTD.new_tensor(rows * ticks),
+            loss_absolute=loud_BTD.sum((0, 1)),
+            loss_absolute_square=loud_BTD.square().sum((0, 1)),
+        )
 
     def correlation(self) -> Tensor:
         """Of each neuron with each, [D, D]; 0 for one that never changes."""

@@ -10,7 +10,6 @@ last level there is no lower one: the step ends at the estimate of x_0.
 # Shapes: N rows.
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -68,8 +67,3 @@ def certain_stride(certainty: float, threshold: float, most: int) -> int:
     if certainty <= threshold:
         return 1
     return 1 + round((most - 1) * (min(certainty, 1.0) - threshold) / (1 - threshold))
-
-
-def fresh_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Standard normal numbers of a seed alone."""
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))

@@ -8,7 +8,7 @@ from typing import Any
 from ctm.checkpoint import CheckpointError, build_model, find_checkpoint, load_weights, read_config, read_weights
 from ctm.config import CTMConfig
 from ctm.diffusion.config import DiffusionConfig
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.language.config import LanguageConfig
 from ctm.language.model import LanguageCTM
 from ctm.servable import Model
@@ -21,7 +21,7 @@ TOKENIZER = "tokenizer.json"
 class Trained:
     """A trained model and what its checkpoint says of it."""
 
-    model: Model | DiffusionCTM
+    model: Model | EnhancedCTMDiffusion
     """In evaluation mode."""
     family: str
     config: Mapping[str, Any]
@@ -45,7 +45,7 @@ def load_trained(folder: Path) -> Trained:
     if family not in FAMILIES:
         known = ", ".join(map(repr, FAMILIES))
         raise CheckpointError(f"{folder / 'config.json'}: family must be one of {known}, got {family!r}")
-    model: Model | DiffusionCTM
+    model: Model | EnhancedCTMDiffusion
     match family:
         case "language":
             model = _build_language(folder, config)
@@ -66,10 +66,10 @@ def _build_language(folder: Path, config: Mapping[str, Any]) -> LanguageCTM:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
 
 
-def _build_diffusion(folder: Path, config: Mapping[str, Any]) -> DiffusionCTM:
+def _build_diffusion(folder: Path, config: Mapping[str, Any]) -> EnhancedCTMDiffusion:
     core, diffusion = _tables(folder, config, "diffusion")
     try:
-        return DiffusionCTM(CTMConfig.from_dict(core), DiffusionConfig.from_dict(diffusion))
+        return EnhancedCTMDiffusion(CTMConfig.from_dict(core), DiffusionConfig.from_dict(diffusion))
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
 

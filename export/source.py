@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.families import load_trained
 from ctm.model import CTM
 from ctm.program import Program, TensorSpec
@@ -104,7 +104,7 @@ def from_checkpoint(folder: Path) -> Source:
     """
     trained = load_trained(folder)
     model, config = trained.model, trained.config
-    if isinstance(model, DiffusionCTM):
+    if isinstance(model, EnhancedCTMDiffusion):
         raise ExportError(f"{folder} holds a diffusion model, which cannot be exported yet: only ctm and language can")
     recorded = _recorded(config)
     task, provenance = recorded.task, recorded.provenance

@@ -45,10 +45,11 @@ class Manifest(google.protobuf.message.Message):
     FILES_FIELD_NUMBER: builtins.int
     PROVENANCE_FIELD_NUMBER: builtins.int
     QUALITY_FIELD_NUMBER: builtins.int
-    MEMORY_FIELD_NUMBER: builtins.int
+    FINISH_INPUTS_FIELD_NUMBER: builtins.int
     FINISH_OUTPUTS_FIELD_NUMBER: builtins.int
     CHAIN_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
+    DIFFUSION_FIELD_NUMBER: builtins.int
     format_version: builtins.int
     """Raised when an older server could misread a newer bundle; a server refuses what is newer than it knows."""
     name: builtins.str
@@ -63,7 +64,7 @@ class Manifest(google.protobuf.message.Message):
     tick_cap: builtins.int
     """No request may ask for more: the tables inside the tick graph are this long."""
     chain: builtins.str
-    """How the answer of one thought makes the input of the next: "text", or empty where a row is a single thought."""
+    """How the answer of one thought makes the input of the next: "text", "diffusion", or empty where a row is a single thought."""
     @property
     def config(self) -> google.protobuf.struct_pb2.Struct:
         """The model's configuration, as its checkpoint holds it; the eager backend builds from it."""
@@ -97,14 +98,23 @@ class Manifest(google.protobuf.message.Message):
     @property
     def quality(self) -> global___Quality: ...
     @property
-    def memory(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TensorSpec]:
-        """For families to come: a program may hold `finish` and `extend` graphs and a chain's memory."""
+    def finish_inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TensorSpec]:
+        """What `finish` reads once a thought has ended, in the order of its graph's arguments; empty where a program has none.
+        An argument named like an input is what the thought began with, one named like an output of the tick is that of the
+        tick that answers, one of role ABSTAINED says whether the row abstained. Whoever makes the links gives the others.
+        """
 
     @property
-    def finish_outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TensorSpec]: ...
+    def finish_outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TensorSpec]:
+        """What `finish` gives. A result named next_NAME is the input NAME of the row's next thought."""
+
     @property
     def text(self) -> global___Text:
         """Chains of text alone."""
+
+    @property
+    def diffusion(self) -> global___Diffusion:
+        """Chains of diffusion alone."""
 
     def __init__(
         self,
@@ -128,13 +138,14 @@ class Manifest(google.protobuf.message.Message):
         files: collections.abc.Iterable[global___File] | None = ...,
         provenance: global___Provenance | None = ...,
         quality: global___Quality | None = ...,
-        memory: collections.abc.Iterable[global___TensorSpec] | None = ...,
+        finish_inputs: collections.abc.Iterable[global___TensorSpec] | None = ...,
         finish_outputs: collections.abc.Iterable[global___TensorSpec] | None = ...,
         chain: builtins.str = ...,
         text: global___Text | None = ...,
+        diffusion: global___Diffusion | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["config", b"config", "provenance", b"provenance", "quality", b"quality", "stop", b"stop", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artefacts", b"artefacts", "chain", b"chain", "config", b"config", "context", b"context", "description", b"description", "family", b"family", "files", b"files", "finish_outputs", b"finish_outputs", "format_version", b"format_version", "inputs", b"inputs", "labels", b"labels", "memory", b"memory", "name", b"name", "outputs", b"outputs", "provenance", b"provenance", "quality", b"quality", "state", b"state", "stop", b"stop", "task", b"task", "text", b"text", "tick_cap", b"tick_cap", "ticks", b"ticks", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config", "diffusion", b"diffusion", "provenance", b"provenance", "quality", b"quality", "stop", b"stop", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artefacts", b"artefacts", "chain", b"chain", "config", b"config", "context", b"context", "description", b"description", "diffusion", b"diffusion", "family", b"family", "files", b"files", "finish_inputs", b"finish_inputs", "finish_outputs", b"finish_outputs", "format_version", b"format_version", "inputs", b"inputs", "labels", b"labels", "name", b"name", "outputs", b"outputs", "provenance", b"provenance", "quality", b"quality", "state", b"state", "stop", b"stop", "task", b"task", "text", b"text", "tick_cap", b"tick_cap", "ticks", b"ticks", "version", b"version"]) -> None: ...
 
 global___Manifest = Manifest
 
@@ -156,6 +167,8 @@ class TensorSpec(google.protobuf.message.Message):
         """The program's own wish to stop: a thought ends where it is not zero."""
         DETAIL: TensorSpec._Role.ValueType  # 5
         """Sent only to those who ask for it (attention, synchronisation)."""
+        ABSTAINED: TensorSpec._Role.ValueType  # 6
+        """Inputs of `finish` only: BOOL, whether the row abstained."""
 
     class Role(_Role, metaclass=_RoleEnumTypeWrapper): ...
     ROLE_UNSPECIFIED: TensorSpec.Role.ValueType  # 0
@@ -166,6 +179,8 @@ class TensorSpec(google.protobuf.message.Message):
     """The program's own wish to stop: a thought ends where it is not zero."""
     DETAIL: TensorSpec.Role.ValueType  # 5
     """Sent only to those who ask for it (attention, synchronisation)."""
+    ABSTAINED: TensorSpec.Role.ValueType  # 6
+    """Inputs of `finish` only: BOOL, whether the row abstained."""
 
     NAME_FIELD_NUMBER: builtins.int
     DATATYPE_FIELD_NUMBER: builtins.int
@@ -255,6 +270,34 @@ class Text(google.protobuf.message.Message):
 global___Text = Text
 
 @typing.final
+class Diffusion(google.protobuf.message.Message):
+    """How a chain of reverse steps makes an image out of noise. The program's inputs are image, level and label, and what
+    `finish` hands on; `finish` reads next_level (-1: no noise), eta and noise besides, and gives next_image and estimate.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEVELS_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    ETA_FIELD_NUMBER: builtins.int
+    levels: builtins.int
+    """Levels of noise; level 0 is the least."""
+    steps: builtins.int
+    """Reverse steps of a request that does not say how many."""
+    eta: builtins.float
+    """0 deterministic (DDIM), 1 ancestral (DDPM), for a request that does not say."""
+    def __init__(
+        self,
+        *,
+        levels: builtins.int = ...,
+        steps: builtins.int = ...,
+        eta: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["eta", b"eta", "levels", b"levels", "steps", b"steps"]) -> None: ...
+
+global___Diffusion = Diffusion
+
+@typing.final
 class StopDefaults(google.protobuf.message.Message):
     """What a request's unset policy fields become. Unset here: that rule never stops a thought."""
 
@@ -332,7 +375,7 @@ class Artefact(google.protobuf.message.Message):
     """ONNX alone."""
     @property
     def graphs(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """The graph's function ("encode", "tick") to its file's name."""
+        """The graph's function ("encode", "tick", "finish") to its file's name."""
 
     @property
     def agreement(self) -> global___Agreement: ...

@@ -124,9 +124,9 @@ def check(manifest: Manifest) -> None:
     _check_ticks(manifest)
     _check_stop(manifest)
     check_text(manifest)
-    later = [field for field in ("memory", "finish_outputs") if getattr(manifest, field)]
+    later = [field for field in ("finish_inputs", "finish_outputs") if getattr(manifest, field)]
     if later:
-        raise Mismatch(f"{MANIFEST}: {later[0]}", "a chain with a memory", "none: this server runs chains of text")
+        raise Mismatch(f"{MANIFEST}: {later[0]}", "a program with a finish", "none: this server runs chains of text")
     kinds = [artefact.backend for artefact in manifest.artefacts]
     if not kinds or len(set(kinds)) != len(kinds):
         raise Mismatch(f"{MANIFEST}: artefacts", listing(kinds), "at least one, each backend once")

@@ -6,7 +6,7 @@ import torch
 
 from ctm.config import CTMConfig
 from ctm.diffusion.config import DiffusionConfig
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 
 DIFFUSION = DiffusionConfig(side=6, patch=3, classes=4, levels=20, bins=4, width=16, layers=2, heads=2)
 CORE = CTMConfig(
@@ -25,10 +25,10 @@ CORE = CTMConfig(
 )
 
 
-def small_model(seed: int = 0, **settings: object) -> DiffusionCTM:
+def small_model(seed: int = 0, **settings: object) -> EnhancedCTMDiffusion:
     """Layers that begin at zero are drawn too: otherwise nothing would depend on them."""
     torch.manual_seed(seed)
-    model = DiffusionCTM(CORE, replace(DIFFUSION, **settings), seed=seed)
+    model = EnhancedCTMDiffusion(CORE, replace(DIFFUSION, **settings), seed=seed)
     with torch.no_grad():
         for weight in model.denoiser.parameters():
             if not weight.any():

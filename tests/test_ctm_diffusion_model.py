@@ -10,7 +10,7 @@ from small_diffusion import CORE, DIFFUSION, noisy_rows, small_model
 
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.images import to_diffusion, to_pixels
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.quality import draw_noise, judge_noise, noise_quality
 from ctm.diffusion.sampling import sample
 
@@ -18,7 +18,7 @@ ROWS = 6
 NOBODY = torch.zeros(ROWS, dtype=torch.bool)
 
 
-def guided(model: DiffusionCTM, abstains: torch.Tensor, tick: int = -1) -> torch.Tensor:
+def guided(model: EnhancedCTMDiffusion, abstains: torch.Tensor, tick: int = -1) -> torch.Tensor:
     noisy, level, label = noisy_rows(ROWS)
     thought = model.think(noisy, level, label)
     guide = model.guide(thought.predictions[:, tick], thought.certainties[:, tick], thought.states[:, tick], abstains)
@@ -103,7 +103,7 @@ def test_base_rows_teach_nothing_but_the_base_path():
 
 def test_without_a_thought_it_is_a_denoiser_alone():
     torch.manual_seed(0)
-    alone = DiffusionCTM(CORE, replace(DIFFUSION, guided=False))
+    alone = EnhancedCTMDiffusion(CORE, replace(DIFFUSION, guided=False))
     assert alone.core is None
     loss = alone(torch.rand(8, 6, 6) * 2 - 1, torch.arange(8) % 4)
     assert loss.value > 0
@@ -189,7 +189,7 @@ def test_settings_that_cannot_be(settings, message):
 
 def test_a_core_for_other_images_is_refused_with_both_sides():
     with pytest.raises(ValueError, match=re.escape("model.input_shape must be (16, 9) for diffusion of 9 x 9 pixels")):
-        DiffusionCTM(CORE, replace(DIFFUSION, side=9))
+        EnhancedCTMDiffusion(CORE, replace(DIFFUSION, side=9))
 
 
 def test_settings_come_back_from_a_checkpoint_and_unknown_ones_are_named():

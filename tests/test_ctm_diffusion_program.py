@@ -12,7 +12,7 @@ from small_diffusion import CORE, DIFFUSION, small_model
 from torch import Tensor, nn
 
 from ctm.diffusion import program
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, spaced_levels
 from ctm.diffusion.sampling import Samples, sample
 from ctm.program import start_values
@@ -27,7 +27,7 @@ def noise(step: int) -> Tensor:
     return torch.randn(ROWS, 6, 6, generator=torch.Generator().manual_seed(100 + step))
 
 
-def functions(model: DiffusionCTM) -> dict[str, tuple[nn.Module, tuple, tuple]]:
+def functions(model: EnhancedCTMDiffusion) -> dict[str, tuple[nn.Module, tuple, tuple]]:
     """The three functions with the tensors that go in and come out."""
     thought, finish = program.specify(model), program.specify_finish(model)
     after = tuple(spec for spec in (*thought.state, *thought.outputs))
@@ -38,7 +38,7 @@ def functions(model: DiffusionCTM) -> dict[str, tuple[nn.Module, tuple, tuple]]:
     }
 
 
-def in_torch(model: DiffusionCTM) -> dict[str, Function]:
+def in_torch(model: EnhancedCTMDiffusion) -> dict[str, Function]:
     def run(function: nn.Module) -> Function:
         def call(*arguments: NDArray[np.generic]) -> list[NDArray[np.generic]]:
             with torch.no_grad():
@@ -49,7 +49,7 @@ def in_torch(model: DiffusionCTM) -> dict[str, Function]:
     return {name: run(function.eval()) for name, (function, _, _) in functions(model).items()}
 
 
-def in_onnx(model: DiffusionCTM, folder: Path) -> dict[str, Function]:
+def in_onnx(model: EnhancedCTMDiffusion, folder: Path) -> dict[str, Function]:
     def run(session: ort.InferenceSession, names: list[str]) -> Function:
         read = {argument.name for argument in session.get_inputs()}
 
@@ -69,7 +69,9 @@ def in_onnx(model: DiffusionCTM, folder: Path) -> dict[str, Function]:
     return made
 
 
-def draw(model: DiffusionCTM, run: Mapping[str, Function], labels: Tensor, threshold: float, certain: float) -> Samples:
+def draw(
+    model: EnhancedCTMDiffusion, run: Mapping[str, Function], labels: Tensor, threshold: float, certain: float
+) -> Samples:
     """Sampling as a server does it: encode, ticks until certain, finish, the next link."""
     start = [value.numpy() for value in start_values(model.core).values()] if model.core else []
     levels, image = [*map(int, spaced_levels(DIFFUSION.levels, STEPS)), CLEAN], noise(0).numpy()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.families import load_trained
 from ctm.tasks import load_task
 from ctm.training.evaluate_diffusion import evaluate_diffusion
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_a_model_that_denoises_better_than_silence(run):
     trained = load_trained(run)
     assert trained.family == "diffusion"
-    assert isinstance(trained.model, DiffusionCTM)
+    assert isinstance(trained.model, EnhancedCTMDiffusion)
     config = from_table(table(run.parent), source="test")
     quality = evaluate_diffusion(trained.model, load_task(config.task).held_out, 500).quality
     assert quality.rows == 359
@@ -59,7 +59,7 @@ def test_the_same_configuration_gives_the_same_weights(run, tmp_path):
 def test_a_denoiser_alone_trains_too(tmp_path):
     assert train(from_table(table(tmp_path, diffusion={"guided": False}), source="test"))
     model = load_trained(tmp_path / "digits-diffusion").model
-    assert isinstance(model, DiffusionCTM)
+    assert isinstance(model, EnhancedCTMDiffusion)
     assert model.core is None
 
 

@@ -322,7 +322,9 @@ DEEP = b'{"format_version": 1, "config": ' + b'{"a": ' * 3000 + b"1" + b"}" * 30
             id="a text without a chain",
         ),
         pytest.param(
-            spoil_manifest(memory=DOCUMENT["state"]), "memory: got a chain with a memory, expected none", id="a memory"
+            spoil_manifest(finish_outputs=DOCUMENT["state"]),
+            "finish_outputs: got a program with a finish, expected none",
+            id="finish",
         ),
     ],
 )

@@ -50,7 +50,7 @@ class DiffusionLoss(NamedTuple):
     """[N] that tick, from 0."""
 
 
-class DiffusionCTM(nn.Module):
+class EnhancedCTMDiffusion(nn.Module):
     """The thought and the denoiser."""
 
     def __init__(self, core: CTMConfig, diffusion: DiffusionConfig, *, seed: int | None = None) -> None:

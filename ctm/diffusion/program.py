@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, clipped, reverse_step
 from ctm.frozen import CertaintyReadout
 from ctm.model import CTM
@@ -30,7 +30,7 @@ class Finish:
     results: tuple[TensorSpec, ...]
 
 
-def specify(model: DiffusionCTM) -> Program:
+def specify(model: EnhancedCTMDiffusion) -> Program:
     """The tensors of encode and tick.
 
     Raises:
@@ -59,7 +59,7 @@ def specify(model: DiffusionCTM) -> Program:
     )
 
 
-def specify_finish(model: DiffusionCTM) -> Finish:
+def specify_finish(model: EnhancedCTMDiffusion) -> Finish:
     """The tensors of finish."""
     image, program = (model.diffusion.side, model.diffusion.side), specify(model)
     of_tick = tuple(spec for spec in program.outputs if spec.role != "detail")
@@ -86,14 +86,14 @@ def specify_finish(model: DiffusionCTM) -> Finish:
     )
 
 
-def core_of(model: DiffusionCTM) -> CTM:
+def core_of(model: EnhancedCTMDiffusion) -> CTM:
     """The CTM of a diffusion model; raises ValueError when it has none."""
     if model.core is None:
         raise ValueError("a denoiser alone does not think, so it makes no program")
     return model.core
 
 
-def _seen(model: DiffusionCTM) -> tuple[TensorSpec, ...]:
+def _seen(model: EnhancedCTMDiffusion) -> tuple[TensorSpec, ...]:
     """What thought and denoiser see alike."""
     side, levels, classes = model.diffusion.side, model.diffusion.levels, model.diffusion.classes
     return (
@@ -120,7 +120,7 @@ def _seen(model: DiffusionCTM) -> tuple[TensorSpec, ...]:
 class Encode(nn.Module):
     """All of a noisy image that does not change over ticks."""
 
-    def __init__(self, model: DiffusionCTM) -> None:
+    def __init__(self, model: EnhancedCTMDiffusion) -> None:
         """Raises ValueError for a denoiser alone."""
         super().__init__()
         core_of(model)
@@ -135,7 +135,7 @@ class Tick(nn.Module):
     """One tick of rows that may each be at a different tick."""
 
     @torch.no_grad()
-    def __init__(self, model: DiffusionCTM, tick_cap: int, *, convolve: bool = False) -> None:
+    def __init__(self, model: EnhancedCTMDiffusion, tick_cap: int, *, convolve: bool = False) -> None:
         """Freeze a model; the arguments are as for a CTM's `Tick`."""
         super().__init__()
         core = core_of(model)
@@ -163,7 +163,7 @@ class Tick(nn.Module):
 class ReverseStep(nn.Module):
     """The program's `finish`."""
 
-    def __init__(self, model: DiffusionCTM) -> None:
+    def __init__(self, model: EnhancedCTMDiffusion) -> None:
         super().__init__()
         core_of(model)
         self.model = model

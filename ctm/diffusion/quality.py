@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 
 LEVEL_GROUPS = 5
 _GOLDEN = 0.6180339887498949
@@ -67,7 +67,12 @@ class DiffusionQuality:
 
 @torch.no_grad()
 def judge_noise(
-    model: DiffusionCTM, take: Callable[[Tensor], tuple[Tensor, Tensor]], rows: Tensor, *, batch_size: int, seed: int
+    model: EnhancedCTMDiffusion,
+    take: Callable[[Tensor], tuple[Tensor, Tensor]],
+    rows: Tensor,
+    *,
+    batch_size: int,
+    seed: int,
 ) -> JudgedNoise:
     """Denoise rows once.
 
@@ -92,7 +97,7 @@ def draw_noise(rows: Tensor, shape: torch.Size, levels: int, seed: int) -> tuple
 
 
 def _judge(
-    model: DiffusionCTM, clean: Tensor, labels: Tensor, level: Tensor, noise: Tensor
+    model: EnhancedCTMDiffusion, clean: Tensor, labels: Tensor, level: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     noisy = model.schedule.add(clean, noise, level)
 

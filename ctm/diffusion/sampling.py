@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ctm.diffusion.denoiser import Guide
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, clipped, reverse_step, spaced_levels
 
 
@@ -36,7 +36,7 @@ class Samples(NamedTuple):
 
 @torch.no_grad()
 def sample(
-    model: DiffusionCTM,
+    model: EnhancedCTMDiffusion,
     label_N: Tensor,
     noise: Callable[[int], Tensor],
     *,
@@ -79,7 +79,7 @@ def sample(
 
 
 def _guide(
-    model: DiffusionCTM, image: Tensor, level_N: Tensor, label_N: Tensor, certain: float, threshold: float
+    model: EnhancedCTMDiffusion, image: Tensor, level_N: Tensor, label_N: Tensor, certain: float, threshold: float
 ) -> tuple[Guide | None, Tensor, Tensor, Tensor]:
     if model.core is None:
         nothing = torch.zeros(len(image), device=image.device)

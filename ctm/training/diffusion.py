@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.images import to_diffusion
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.training.evaluate_diffusion import DiffusionEvaluation, evaluate_diffusion
 from ctm.training.family import Family, Learned
 from ctm.training.settings import ConfigError
@@ -30,7 +30,7 @@ class DiffusionFamily(Family):
             raise ConfigError(f"diffusion.classes must be the task's {len(task.labels)}, got {config.classes}")
 
     def build(self, seed: int) -> nn.Module:
-        return DiffusionCTM(self.config.model, self._config, seed=seed)
+        return EnhancedCTMDiffusion(self.config.model, self._config, seed=seed)
 
     def compile(self, model: nn.Module) -> None:
         core = _diffusion(model).core
@@ -60,6 +60,6 @@ class DiffusionFamily(Family):
         return self.config.diffusion
 
 
-def _diffusion(model: nn.Module) -> DiffusionCTM:
-    assert isinstance(model, DiffusionCTM), f"{type(model).__name__} is no diffusion model"
+def _diffusion(model: nn.Module) -> EnhancedCTMDiffusion:
+    assert isinstance(model, EnhancedCTMDiffusion), f"{type(model).__name__} is no diffusion model"
     return model

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ctm.diffusion.images import to_diffusion
-from ctm.diffusion.model import DiffusionCTM
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.quality import DiffusionQuality, JudgedNoise, judge_noise, noise_quality
 from ctm.tasks import Rows
 from ctm.training.evaluate import share_of_process
@@ -57,7 +57,7 @@ class DiffusionEvaluation:
 
 
 def evaluate_diffusion(
-    model: DiffusionCTM, rows: Rows, batch_size: int, accelerator: Accelerator | None = None
+    model: EnhancedCTMDiffusion, rows: Rows, batch_size: int, accelerator: Accelerator | None = None
 ) -> DiffusionEvaluation:
     """Denoise all rows once; of several processes each does its share, and all get the same numbers."""
     side, levels = model.diffusion.side, model.diffusion.levels

@@ -44,7 +44,7 @@ def test_what_an_abstaining_row_thought_changes_nothing_at_all():
 
 
 PATHS = {
-    "modulation": ["denoiser.layers.0.guidance.weight", "denoiser.layers.1.guidance.weight"],
+    "modulation": ["denoiser.guidance.weight"],
     "attention": ["denoiser.thought_tokens.weight", "denoiser.thought_tokens.bias"],
     "estimate": ["denoiser.estimate.weight", "denoiser.estimate.bias"],
 }

@@ -61,20 +61,23 @@ class Denoiser(nn.Module):
         if config.guided:
             self.estimate = nn.Linear(area, width)
             self.state = nn.Sequential(nn.LayerNorm(state_width), nn.Linear(state_width, width), nn.SiLU())
+            self.guidance = nn.Linear(width, width, bias=False)
             self.thought_tokens = nn.Linear(width, config.thought_tokens * width)
 
     def forward(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide | None = None) -> Tensor:
         """The prediction for images of [N, S, S], of the same shape; None is the base path for every row."""
         tokens = self.patches(self.cut(noisy)) + self.place
-        condition = F.silu(self.level(level_code(level_N, self.config.width)) + self.label(label_N))
+        told = self.level(level_code(level_N, self.config.width)) + self.label(label_N)
         thought: _Thought | None = None
         if guide is not None:
             strength_N1 = guide.strength.unsqueeze(-1)
             tokens = tokens + strength_N1.unsqueeze(-1) * self.estimate(self.cut(guide.estimate))
             state_NE = strength_N1 * self.state(guide.state)
+            told = told + self.guidance(state_NE)
             extra_NGE = self.thought_tokens(state_NE).unflatten(-1, (-1, self.config.width))
             hidden_N1 = torch.where(strength_N1 > 0, 0.0, _HIDDEN)
-            thought = _Thought(state_NE, extra_NGE, hidden_N1.expand(-1, self.config.thought_tokens))
+            thought = _Thought(extra_NGE, hidden_N1.expand(-1, self.config.thought_tokens))
+        condition = F.silu(told)
         for layer in self.layers:
             tokens = layer(tokens, condition, thought)
         shift, scale = self.last(condition).unsqueeze(1).chunk(2, dim=-1)
@@ -92,8 +95,6 @@ class Denoiser(nn.Module):
 
 
 class _Thought(NamedTuple):
-    state: Tensor
-    """[N, E], already scaled by strength."""
     tokens: Tensor
     """[N, G, E]"""
     hidden: Tensor
@@ -112,18 +113,11 @@ class _Layer(nn.Module):
         self.out = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.modulation = nn.Linear(width, 6 * width)
-        self.guidance = nn.Linear(width, 6 * width, bias=False) if config.guided else None
-        for linear in (self.modulation, self.guidance):
-            if linear is not None:
-                nn.init.zeros_(linear.weight)
+        nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, tokens: Tensor, condition: Tensor, thought: _Thought | None) -> Tensor:
-        modulation = self.modulation(condition)
-        if thought is not None:
-            assert self.guidance is not None, "a guided layer has its guidance"
-            modulation = modulation + self.guidance(thought.state)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unsqueeze(1).chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).unsqueeze(1).chunk(6, dim=-1)
         tokens = tokens + gate_a * self._attend(_modulate(self.norm_attention(tokens), shift_a, scale_a), thought)
         moved: Tensor = tokens + gate_m * self.mlp(_modulate(self.norm_mlp(tokens), shift_m, scale_m))
         return moved

@@ -1,18 +1,17 @@
 """The model card: `README.md` of a bundle, with front matter as Hugging Face reads it."""
 
-import json
 import shlex
 from pathlib import Path
 
 from export.card_diffusion import render_chain, render_noise
 from export.card_energy import render_energy
+from export.card_front import pipeline, render_front
 from export.manifest import CARD, AnyQuality
 from export.markdown import code, columns_table, number, plain, table
 from export.plots import BY_TICK, CALIBRATION, FRONTIER, TICKS_USED
 from export.quality import Quality
 from export.quality_diffusion import NoiseQuality
 from protos.ctm_bundle_pb2 import Manifest, TensorSpec
-from protos.ctm_bundle_pb2 import Quality as QualityMessage
 
 PAPER = "[arXiv 2505.05522](https://arxiv.org/abs/2505.05522)"
 
@@ -24,7 +23,7 @@ def write_card(manifest: Manifest, quality: AnyQuality | None, folder: Path) -> 
 def render_card(manifest: Manifest, quality: AnyQuality | None) -> str:
     """The card of a filled-in manifest; without quality it says that nothing was measured."""
     parts = [
-        _front_matter(manifest),
+        render_front(manifest),
         _introduction(manifest),
         _tensors(manifest),
         *_measured(manifest, quality),
@@ -33,42 +32,6 @@ def render_card(manifest: Manifest, quality: AnyQuality | None) -> str:
         _limits(manifest, quality),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _front_matter(manifest: Manifest) -> str:
-    lines = ["library_name: ctm-serving"]
-    if kind := _pipeline(manifest):
-        lines.append(f"pipeline_tag: {kind}")
-    lines += ["tags:", "- continuous-thought-machine", "- adaptive-compute", "- early-stopping", "- onnx"]
-    if manifest.chain == "diffusion":
-        lines.append("- diffusion")
-    if manifest.HasField("quality"):
-        quality = manifest.quality
-        task, metric = json.dumps(manifest.task), json.dumps(quality.metric)
-        lines += [f"datasets:\n- {task}", f"metrics:\n- {metric}"]
-        lines += ["model-index:", f"- name: {json.dumps(manifest.name)}", "  results:", "  - task:"]
-        lines += [f"      type: {_pipeline(manifest) or 'other'}", "    dataset:", f"      name: {task}"]
-        lines += [f"      type: {task}", f"      split: {quality.split}", "    metrics:", f"    - type: {metric}"]
-        name, value = _headline(quality)
-        lines += [f"      value: {value:.4f}", f"      name: {name} at the most certain tick"]
-    return "\n".join(["---", *lines, "---"])
-
-
-def _headline(quality: QualityMessage) -> tuple[str, float]:
-    """The number that a model is known by."""
-    if quality.HasField("diffusion"):
-        return "error of the noise", quality.diffusion.guided
-    if quality.bits_per_byte:
-        return "bits per byte", quality.bits_per_byte_most_certain
-    return "accuracy", quality.accuracy_most_certain
-
-
-def _pipeline(manifest: Manifest) -> str:
-    prediction = next(spec for spec in manifest.outputs if spec.role == TensorSpec.PREDICTION)
-    if manifest.chain == "text":
-        return "text-generation"
-    image = len(manifest.inputs) == 1 and len(manifest.inputs[0].shape) == 3
-    return "image-classification" if image and len(prediction.shape) == 1 else ""
 
 
 def _introduction(manifest: Manifest) -> str:
@@ -114,7 +77,7 @@ def _asks(manifest: Manifest) -> str:
         name = manifest.diffusion.classes[-1] if manifest.diffusion.classes else "0"
         return f"--class {shlex.quote(name)} --rows 4"
     kinds = {"image-classification": "IMAGE", "text-generation": '"The text to go on with"'}
-    return kinds.get(_pipeline(manifest), "")
+    return kinds.get(pipeline(manifest), "")
 
 
 def _besides(manifest: Manifest) -> list[str]:

@@ -136,9 +136,9 @@ def test_a_card_without_quality_says_how_it_is_asked_and_what_was_compared(bundl
 @pytest.mark.parametrize(
     ("tampering", "sentence"),
     [
-        pytest.param({"noise": 2e-4}, r"frozen finish, 1 rows: next_image differs from eager's by 0.0002", id="image"),
+        pytest.param({"noise": 0.01}, r"frozen finish, 1 rows: next_image differs from eager's by 0.0", id="image"),
         pytest.param({"noise": np.nan}, r"frozen finish, 1 rows: next_image differs .* by inf", id="NaN"),
-        pytest.param({"deaf": True}, r"frozen finish, 1 rows: next_image", id="an abstention that is not heard"),
+        pytest.param({"deaf": True}, r"frozen finish, \d+ rows: next_image", id="an abstention that is not heard"),
         pytest.param({"certainty": 0.05}, r"frozen sampling: of 192 thoughts .* than eager's", id="another certainty"),
     ],
 )
@@ -282,7 +282,7 @@ def test_a_denoiser_alone_is_refused_by_name(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         pytest.param(
-            {"name": "parity"}, r"parity, has inputs of shape \(64,\), its model draws images", id="no images"
+            {"name": "parity"}, r"parity, has inputs of shape \(16,\), its model draws images", id="no images"
         ),
         pytest.param(
             {"name": "digits"}, r"shape \(1, 8, 8\), .* one channel, pooled to 6 x 6 pixels", id="another side"

@@ -19,11 +19,9 @@ from serving.client.errors import DeadlineExceeded, Unavailable, from_rpc
 from serving.client.events import ModelInfo, Result, model_info
 from serving.client.message import (
     AnswerOptions,
-    DrawOptions,
     GenerateOptions,
     ThinkOptions,
     answer_options,
-    draw_message,
     generate_message,
     request_message,
 )
@@ -78,14 +76,6 @@ class AsyncClient:
             ValueError, TypeError: as `think`.
         """
         return self._begin(generate_message(model, prompt, **options), options.get("timeout"))
-
-    def draw(self, model: str, labels: ArrayLike, **options: Unpack[DrawOptions]) -> AsyncThinking:
-        """Begin to draw an image of each label: an answer for each reverse step, as it comes.
-
-        Raises:
-            ValueError, TypeError: as `think`.
-        """
-        return self._begin(draw_message(model, labels, **options), options.get("timeout"))
 
     async def answer(self, model: str, inputs: Mapping[str, ArrayLike], **options: Unpack[AnswerOptions]) -> Result:
         """Think, and see the answers only; the best class is named unless `top_k` says otherwise.

@@ -87,21 +87,6 @@ class GenerateOptions(_CommonOptions, total=False):
     """Name this many of the best tokens, at most 256, with each tick and each token; 0 for none, the default."""
 
 
-class DrawOptions(_CommonOptions, total=False):
-    """How to draw images out of noise, step after step."""
-
-    steps: int | None
-    """Reverse steps, at most as many as the model has levels of noise."""
-    eta: float | None
-    """Fresh noise at each step, in [0, 1]: 0 none, 1 as much as there is place for."""
-    image_every: int | None
-    """Send the image of each n-th step, and the last; 0: the last alone; None: as the server has it."""
-    seed: int | None
-    """The same one draws the same image again; None: the server's to draw, and told in the summary."""
-    every: int | None
-    """Send every n-th tick of each thought; 0: answers only, the default; None: each."""
-
-
 def answer_options(options: AnswerOptions) -> ThinkOptions:
     """To see the answers only, each with its best class unless more or fewer are wished."""
     return cast(ThinkOptions, {"top_k": 1, **options, "every": 0})
@@ -198,32 +183,6 @@ def generate_message(
         chain=pb.ChainPolicy(max_links=max_links, seed=seed, options=given),
         **common,
     )
-
-
-def draw_message(
-    model: str,
-    labels: ArrayLike,
-    *,
-    steps: int | None = None,
-    eta: float | None = None,
-    image_every: int | None = None,
-    seed: int | None = None,
-    every: int | None = 0,
-    **common: Unpack[_CommonOptions],
-) -> pb.ThinkRequest:
-    """A request for an image of each label.
-
-    Raises:
-        ValueError, TypeError: as `request_message`.
-    """
-    options = {
-        "steps": None if steps is None else pb.Value(integer=steps),
-        "eta": None if eta is None else pb.Value(number=eta),
-        "every": None if image_every is None else pb.Value(integer=image_every),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    chain = pb.ChainPolicy(seed=seed, options=given)
-    return request_message(model, {"label": np.asarray(labels, np.int64)}, every=every, chain=chain, **common)
 
 
 def _texts(option: str, values: str | Iterable[str]) -> list[str]:

@@ -77,6 +77,8 @@ class FakePainter(FakeThinker):
                 if row == self.diverging and link > 1:
                     continue
                 answers.append(self._link(request, row, link, (link + 1) / steps))
+                level = np.array(self.manifest.diffusion.levels * (steps - link - 1) // steps - 1)
+                answers[-1].outputs.append(tensor_message("level", level))
                 broken = row == self.diverging and link == 1
                 if broken or link + 1 == links:
                     answers[-1].chain_end = pb.INTERRUPTED if broken or links < steps else pb.MAX_LINKS
@@ -87,6 +89,7 @@ class FakePainter(FakeThinker):
                     answers[-1].outputs.append(tensor_message("image", drawn))
                     answers[-1].outputs.append(tensor_message("estimate", np.clip(drawn, -1, 1)))
                 yield pb.ThinkEvent(answer=answers[-1])
+        last = np.stack([picture_of(label, links / steps) for label in labels])
         by_row = [[answer for answer in answers if answer.row == row] for row in range(len(labels))]
         summary = pb.Summary(
             abstain_mask=[links[-1].abstained for links in by_row],
@@ -95,6 +98,7 @@ class FakePainter(FakeThinker):
             model=self.manifest.name,
             version=self.manifest.version,
             seed=request.chain.seed if request.chain.HasField("seed") else 12345,
+            outputs=[tensor_message("image", last), tensor_message("estimate", np.clip(last, -1, 1))],
         )
         yield pb.ThinkEvent(summary=summary)
 

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,12 @@ def test_plain_lines_where_there_is_no_terminal(painter: FakePainter, capsys: An
 
 
 def test_json_lines_carry_the_pixels(painter: FakePainter, capsys: Any):
-    assert think(painter, "--json", "--class", "light", "--image-every", "3") == 0
+    assert think(painter, "--json", "--class", "light", "--images-every", "3") == 0
     *answers, summary = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["link"] for answer in answers if "image" in answer] == [2, 5, STEPS - 1]
     assert answers[-1]["image"] == answers[-1]["estimate"] == picture_of(2, 1.0).tolist()
     assert answers[0]["class"] == "light"
+    assert (answers[0]["level"], answers[-1]["level"]) == (86, -1)
     assert [answer["ticks_used"] for answer in answers] == [ticks_of(0, link) for link in range(STEPS)]
     assert [answer["abstained"] for answer in answers] == [True, True, *[False] * (STEPS - 2)]
     assert [answer["chain_end"] for answer in answers] == [*[None] * (STEPS - 1), "MAX_LINKS"]
@@ -74,15 +76,18 @@ def test_json_lines_carry_the_pixels(painter: FakePainter, capsys: Any):
 
 
 def test_rows_are_dealt_round_the_classes_and_options_reach_the_server(painter: FakePainter):
-    drawing = "--class light --class 0 --rows 5 --steps 3 --eta 0.5 --seed 18446744073709551615 --image-every 2"
-    stopping = "--certainty-threshold 0.5 --max-ticks 2 --abstain-below 0.25 --timeout 9"
+    drawing = (
+        "--class light --class 0 --rows 5 --steps 3 --eta 0.5 --stride 2 --images-every 2"
+    )
+    stopping = "--seed 18446744073709551615 --certainty-threshold 0.5 --max-ticks 2 --abstain-below 0.25 --timeout 9"
     assert think(painter, *drawing.split(), *stopping.split()) == 0
     (asked,) = painter.asked
     assert [tensor.name for tensor in asked.inputs] == ["label"]
     labels = array(asked.inputs[0])
     assert (labels.dtype, labels.tolist()) == (np.int64, [2, 0, 2, 0, 2])
     options = asked.chain.options
-    assert (options["steps"].integer, options["eta"].number, options["every"].integer) == (3, 0.5, 2)
+    integers = {name: value.integer for name, value in options.items() if name != "eta"}
+    assert (integers, options["eta"].number) == ({"steps": 3, "stride": 2, "every": 2}, 0.5)
     assert (asked.chain.seed, asked.version, asked.stream.every) == (2**64 - 1, PAINTER.version, 0)
     assert (asked.stop.certainty_threshold, asked.stop.max_ticks, asked.abstain_below) == (0.5, 2, 0.25)
     assert asked.timeout_seconds == 9.0
@@ -149,7 +154,7 @@ def test_bad_usage_is_status_2(arguments: list[str], said: str, capsys: Any):
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--class", "--rows", "--steps", "--eta", "--image-every", "--output"])
+@pytest.mark.parametrize("flag", ["--class", "--rows", "--steps", "--eta", "--stride", "--images-every", "--output"])
 def test_what_means_nothing_to_models_that_do_not_draw(capsys: Any, flag: str):
     text = bundle_pb2.Manifest(name="verses", version=1, chain="text")
     value = "a.png" if flag == "--output" else "1"
@@ -187,7 +192,7 @@ def placed(pixels: np.ndarray, index: int) -> np.ndarray:
 
 def test_a_png_has_the_last_images_side_by_side(painter: FakePainter, tmp_path: Path):
     path = tmp_path / "a.PNG"
-    assert think(painter, "--class", "dark", "--class", "light", "--image-every", "0", "--output", str(path)) == 0
+    assert think(painter, "--class", "dark", "--class", "light", "--images-every", "0", "--output", str(path)) == 0
     with Image.open(path) as image:
         assert (image.format, image.mode) == ("PNG", "L")
         pixels = np.asarray(image)
@@ -206,7 +211,7 @@ def test_a_png_has_the_last_images_side_by_side(painter: FakePainter, tmp_path: 
 )
 def test_a_gif_shows_how_they_came_out_of_the_noise(painter: FakePainter, tmp_path: Path, every: str, links: Any):
     path = tmp_path / "a.gif"
-    assert think(painter, "--class", "grey", "--image-every", every, "--output", str(path)) == 0
+    assert think(painter, "--class", "grey", "--images-every", every, "--output", str(path)) == 0
     with Image.open(path) as image:
         frames = [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(image)]
     assert len(frames) == len(links)
@@ -356,6 +361,13 @@ def test_what_was_drawn_last_stays_between_images():
     shown.record(link(0, outputs={"image": np.ones((14, 14))}), 0.1)
     shown.record(link(1, outputs={}), 0.2)
     assert "█" * 14 in "\n".join(drawn(SheetView(shown, running=True), screen()))
+
+
+def test_what_the_summary_has_is_the_last_word():
+    shown = sheet()
+    shown.record(link(0), 0.1)
+    shown.record(replace(summary(0), outputs={"image": np.ones((1, 14, 14))}), 0.2)
+    assert "█" * 14 in "\n".join(drawn(SheetView(shown, running=False), screen()))
 
 
 def test_noise_is_cut_off_at_black_and_white():

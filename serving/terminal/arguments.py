@@ -15,7 +15,7 @@ _MODEL = "mnist"
 _PACE = 0.06
 _DAY = 86400.0
 _OF_TEXT = ("max_links", "temperature", "top_k", "top_p", "stop", "seed")
-_OF_DRAWING = ("classes", "rows", "steps", "eta", "seed", "image_every", "output")
+_OF_DRAWING = ("classes", "rows", "steps", "eta", "stride", "seed", "images_every", "output")
 _FLAGS = {"classes": "--class"}  # of options that are not called by their names
 _SIGNS = re.compile(r"-[+-]*\+[+-]*|-{3,}")
 _GUARD = "\0"  # which no argument can hold: a program's arguments end with it
@@ -79,7 +79,8 @@ class Options:
     rows: int | None = None
     steps: int | None = None
     eta: float | None = None
-    image_every: int | None = None
+    stride: int | None = None
+    images_every: int | None = None
     output: Path | None = None
 
     def of_screen(self) -> list[str]:
@@ -183,8 +184,9 @@ def _add_drawing(drawing: argparse._ArgumentGroup) -> None:
     drawing.add_argument("--rows", type=whole(1, 2**16), metavar="N", help="pictures; default: one of each --class")
     drawing.add_argument("--steps", type=whole(1), metavar="N", help="reverse steps from noise to picture")
     drawing.add_argument("--eta", type=real(0, 1), metavar="E", help="fresh noise at each step: 0 none, 1 all")
+    drawing.add_argument("--stride", type=whole(1), metavar="N", help="steps at once when certain; default: 1")
     drawing.add_argument(
-        "--image-every", type=whole(0), metavar="K", help="see each K-th step's picture; 0: the last; default: 1"
+        "--images-every", type=whole(0), metavar="K", help="see each K-th step's picture; 0: the last; default: 1"
     )
     drawing.add_argument(
         "--output",

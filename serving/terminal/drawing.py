@@ -30,14 +30,15 @@ def ask_to_draw(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Opt
         side=next(spec.shape[-1] for spec in manifest.inputs if spec.name == IMAGE),
         rows=[Row(names[label]) for label in labels],
     )
-    drawing = client.draw(
+    drawing = client.sample(
         manifest.name,
         labels,
         version=manifest.version,
         steps=options.steps,
         eta=options.eta,
         seed=options.seed,
-        image_every=1 if options.image_every is None else options.image_every,
+        stride=options.stride,
+        images_every=1 if options.images_every is None else options.images_every,
         threshold=options.threshold,
         min_ticks=options.min_ticks,
         max_ticks=options.max_ticks,

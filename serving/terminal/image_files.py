@@ -65,6 +65,7 @@ def gif(sheet: Sheet) -> bytes:
     """A frame for each link that brought an image; rows at the same link are seen together, whenever they came."""
     most = max(len(row.links) for row in sheet.rows)
     shown = [[row.image_at(links) for row in sheet.rows] for links in range(most + 1)]
+    shown.append([row.image for row in sheet.rows])  # of a row that was cut off, more than its last link said
     changed = [images for before, images in pairwise(shown) if not _same(before, images)]
     frames = [Image.fromarray(side_by_side(images, sheet.side)) for images in changed]
     durations = [_FRAME_MILLISECONDS] * (len(frames) - 1) + [_LAST_MILLISECONDS]
@@ -95,5 +96,8 @@ def side_by_side(images: Sequence[Array | None], side: int) -> NDArray[np.uint8]
 
 
 def _same(before: Sequence[Array | None], images: Sequence[Array | None]) -> bool:
-    """Whether no image has changed, which arrays that were sent never do."""
-    return all(one is other for one, other in zip(before, images, strict=True))
+    """Whether no image has changed."""
+    return all(
+        one is other or (one is not None and other is not None and np.array_equal(one, other))
+        for one, other in zip(before, images, strict=True)
+    )

@@ -23,11 +23,13 @@ class Row:
     name: str
     """Of its class."""
     links: list[Answer] = field(default_factory=list)
+    final: Array | None = None
+    """What it came to, as the summary has it."""
 
     @property
     def image(self) -> Array | None:
         """The latest that was sent."""
-        return self.image_at(len(self.links))
+        return self.image_at(len(self.links)) if self.final is None else self.final
 
     def image_at(self, links: int) -> Array | None:
         """The latest that was sent with one of the first so many links."""
@@ -86,6 +88,8 @@ class Sheet:
                 self.rows[event.row].links.append(event)
             case Summary():
                 self.summary, self.seconds = event, seconds
+                for row, image in zip(self.rows, event.outputs.get(IMAGE, ()), strict=False):
+                    row.final = image
         return seconds
 
     def header(self) -> Text:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from serving.client import Answer, AsyncThinking, Event, Summary
+from serving.request import Array
 from serving.terminal.board import outcome
 from serving.terminal.sheet import Sheet
 
@@ -58,7 +59,7 @@ def _fields(sheet: Sheet, event: Event) -> dict[str, Any]:
                 "answer_tick": event.answer_tick,
                 "abstained": event.abstained,
                 "chain_end": event.chain_end.name if event.chain_end else None,
-                **{name: np.round(values.astype(float), 4).tolist() for name, values in event.outputs.items()},
+                **{name: _values(values) for name, values in event.outputs.items()},
             }
         case Summary():
             return {
@@ -74,3 +75,8 @@ def _fields(sheet: Sheet, event: Event) -> dict[str, Any]:
             }
         case _:
             return {}
+
+
+def _values(values: Array) -> Any:
+    """Nested lists, of numbers that are exact enough for pixels."""
+    return (values.astype(np.float64).round(4) if values.dtype.kind == "f" else values).tolist()

@@ -21,7 +21,7 @@ from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.language import program as language_program
 from ctm.language.model import LanguageCTM
 from ctm.model import CTM, TickOutput
-from ctm.program import Program, pack_context, pack_state
+from ctm.program import Program, TensorSpec, pack_context, pack_state
 
 Model = CTM | LanguageCTM | EnhancedCTMDiffusion
 
@@ -194,9 +194,7 @@ class ServableDiffusion(Servable):
         return program.start_values(self._core)
 
     def examples(self, rows: int) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.zeros(rows, *spec.shape, dtype=_DATATYPES[spec.datatype]) for spec in self.program.inputs
-        )
+        return examples_of(self.program.inputs, rows)
 
     def eager_context(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         context: tuple[Tensor, ...] = self.encode()(*inputs)
@@ -209,6 +207,11 @@ class ServableDiffusion(Servable):
             results = tick(*context, *state)
             yield EagerTick(state, results)
             state = results[: len(state)]
+
+
+def examples_of(specs: Sequence[TensorSpec], rows: int) -> tuple[Tensor, ...]:
+    """Zeros of the right shapes and datatypes."""
+    return tuple(torch.zeros(rows, *spec.shape, dtype=_DATATYPES[spec.datatype]) for spec in specs)
 
 
 def servable(model: Model, input_name: str = "input") -> Servable:

@@ -24,7 +24,10 @@ def certain_stride(certainty: float, threshold: float, most: int) -> int:
     """How many steps of the plan to take at once: one at or below the threshold, `most` at certainty 1.
 
     In a line between the two.
+
+    Args:
+        certainty, threshold: in [0, 1].
     """
     if certainty <= threshold:
         return 1
-    return 1 + round((most - 1) * (min(certainty, 1.0) - threshold) / (1 - threshold))
+    return 1 + round((most - 1) * (certainty - threshold) / (1 - threshold))

@@ -1,5 +1,6 @@
 """Images as ctm-think draws them out of noise: lines, files and screens, against a model on a real port."""
 
+import asyncio
 import io
 import json
 import re
@@ -15,6 +16,9 @@ from fake_painter import PAINTER, SIDE, STEPS, TICKS, FakePainter, picture_of, t
 from fake_thinker import FakeThinker, served
 from PIL import Image, ImageSequence
 from rich.console import Console
+from scripted_diffusion import BUNDLE, ScriptedDiffusion
+from scripted_diffusion import STEPS as DOTS_STEPS
+from scripted_server import scripted_server
 
 from protos import ctm_bundle_pb2 as bundle_pb2
 from serving import errors
@@ -76,9 +80,7 @@ def test_json_lines_carry_the_pixels(painter: FakePainter, capsys: Any):
 
 
 def test_rows_are_dealt_round_the_classes_and_options_reach_the_server(painter: FakePainter):
-    drawing = (
-        "--class light --class 0 --rows 5 --steps 3 --eta 0.5 --stride 2 --images-every 2"
-    )
+    drawing = "--class light --class 0 --rows 5 --steps 3 --eta 0.5 --stride 2 --images-every 2"
     stopping = "--seed 18446744073709551615 --certainty-threshold 0.5 --max-ticks 2 --abstain-below 0.25 --timeout 9"
     assert think(painter, *drawing.split(), *stopping.split()) == 0
     (asked,) = painter.asked
@@ -222,9 +224,27 @@ def test_a_gif_shows_how_they_came_out_of_the_noise(painter: FakePainter, tmp_pa
 
 def test_many_images_go_on_below():
     images = [np.full((SIDE, SIDE), -1.0)] * 11 + [None]
-    pixels = side_by_side(images, SIDE)
+    pixels = side_by_side(images, (SIDE, SIDE))
     assert pixels.shape == (2 * 146 + 8, 10 * 146 + 8)
     assert (pixels == 0).sum() == 11 * 138**2
+
+
+async def test_a_server_draws_and_the_same_seed_draws_the_same_again(tmp_path: Path, capsys: Any):
+    drawing = "--model dots --class plain --rows 3 --seed 5 --eta 0 --abstain-below 1"
+
+    async def draw(name: str) -> bytes:
+        async with scripted_server(bundle=BUNDLE, backend=ScriptedDiffusion()) as running:
+            where = ["--address", running.address, "--output", str(tmp_path / name)]
+            assert await asyncio.to_thread(main, [*drawing.split(), *where]) == 0
+        return (tmp_path / name).read_bytes()
+
+    assert await draw("a.png") == await draw("b.png")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * (3 * DOTS_STEPS + 1)
+    assert re.fullmatch(r"3 images, \d+ ticks, \S+ a step, 12 of 12 steps abstained, seed 5, .*s", lines[-1])
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (3 * (3 * 46 + 8) + 8, 2 * 46 + 16)
+        assert len(set(np.asarray(image).ravel().tolist())) > 9, "each row has noise of its own"
 
 
 def test_an_output_that_cannot_be_written_is_named(painter: FakePainter, tmp_path: Path, capsys: Any):
@@ -274,14 +294,14 @@ def drawn(view: SheetView, console: Console) -> list[str]:
     return console.file.getvalue().rstrip("\n").split("\n")
 
 
-def sheet(rows: int = 1, *, side: int = 14, steps: int = 20) -> Sheet:
+def sheet(rows: int = 1, *, size: tuple[int, int] = (14, 14), steps: int = 20) -> Sheet:
     return Sheet(
         model="squares/2",
         threshold=0.9,
         abstain_below=0.3,
         max_ticks=TICKS,
         steps=steps,
-        side=side,
+        size=size,
         rows=[Row(name=f"class {row}") for row in range(rows)],
         began=0.0,
     )
@@ -306,11 +326,11 @@ def summary(*abstentions: int) -> Summary:
 
 
 @pytest.mark.parametrize(("width", "height"), [(20, 24), (80, 24), (200, 60)])
-@pytest.mark.parametrize("side", [6, 14, 28])
+@pytest.mark.parametrize("size", [(6, 6), (14, 14), (28, 28), (5, 30)])
 @pytest.mark.parametrize("rows", [1, 4, 30])
-def test_nothing_is_larger_than_the_screen(width: int, height: int, side: int, rows: int):
-    shown = sheet(rows, side=side)
-    image = {"image": np.random.default_rng(0).normal(0, 3, (side, side))}
+def test_nothing_is_larger_than_the_screen(width: int, height: int, size: tuple[int, int], rows: int):
+    shown = sheet(rows, size=size)
+    image = {"image": np.random.default_rng(0).normal(0, 3, size)}
     for number in range(20):
         for row in range(rows):
             shown.record(link(number, row, outputs=image, abstained=row % 2 == 1), 0.1)

@@ -27,7 +27,7 @@ def ask_to_draw(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Opt
         abstain_below=manifest.stop.abstain_below if options.abstain_below is None else options.abstain_below,
         max_ticks=options.max_ticks or manifest.ticks,
         steps=options.steps or manifest.diffusion.steps,
-        side=next(spec.shape[-1] for spec in manifest.inputs if spec.name == IMAGE),
+        size=next((spec.shape[0], spec.shape[1]) for spec in manifest.inputs if spec.name == IMAGE),
         rows=[Row(names[label]) for label in labels],
     )
     drawing = client.sample(

@@ -14,7 +14,7 @@ from serving.request import Array
 from serving.terminal.sheet import Sheet, brightness
 
 ENDINGS = (".png", ".gif")
-_READABLE = 140  # pixels of an enlarged image's height and width, about
+_READABLE = 140  # pixels of an enlarged image's longer side, about
 _ACROSS = 10  # images beside each other
 _GAP = 8  # pixels between them
 _GROUND = 96  # their brightness, and that of images that have not come yet
@@ -57,7 +57,7 @@ def write(path: Path, sheet: Sheet) -> None:
 
 def png(sheet: Sheet) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(side_by_side([row.image for row in sheet.rows], sheet.side)).save(stream, "PNG", optimize=True)
+    Image.fromarray(side_by_side([row.image for row in sheet.rows], sheet.size)).save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 
@@ -67,31 +67,31 @@ def gif(sheet: Sheet) -> bytes:
     shown = [[row.image_at(links) for row in sheet.rows] for links in range(most + 1)]
     shown.append([row.image for row in sheet.rows])  # of a row that was cut off, more than its last link said
     changed = [images for before, images in pairwise(shown) if not _same(before, images)]
-    frames = [Image.fromarray(side_by_side(images, sheet.side)) for images in changed]
+    frames = [Image.fromarray(side_by_side(images, sheet.size)) for images in changed]
     durations = [_FRAME_MILLISECONDS] * (len(frames) - 1) + [_LAST_MILLISECONDS]
     stream = io.BytesIO()
     frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return stream.getvalue()
 
 
-def side_by_side(images: Sequence[Array | None], side: int) -> NDArray[np.uint8]:
+def side_by_side(images: Sequence[Array | None], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Grey pixels of all images, enlarged, ten beside each other; None leaves a place empty.
 
     Args:
-        images: each [S, S] in [-1, 1].
-        side: S.
+        images: each [H, W] in [-1, 1].
+        size: H and W.
     """
-    times = max(_READABLE // side, 1)
-    place = side * times + _GAP
-    across = min(len(images), _ACROSS)
-    down = -(-len(images) // _ACROSS)
-    pixels = np.full((down * place + _GAP, across * place + _GAP), _GROUND, np.uint8)
+    times = max(_READABLE // max(size), 1)
+    height, width = (pixels * times for pixels in size)
+    down, across = -(-len(images) // _ACROSS), min(len(images), _ACROSS)
+    pixels = np.full((down * (height + _GAP) + _GAP, across * (width + _GAP) + _GAP), _GROUND, np.uint8)
     for index, image in enumerate(images):
         if image is None:
             continue
-        top, left = (_GAP + place * where for where in divmod(index, _ACROSS))
+        row, column = divmod(index, _ACROSS)
+        top, left = _GAP + row * (height + _GAP), _GAP + column * (width + _GAP)
         grey = (brightness(image) * 255).round().astype(np.uint8)
-        pixels[top : top + side * times, left : left + side * times] = grey.repeat(times, axis=0).repeat(times, axis=1)
+        pixels[top : top + height, left : left + width] = grey.repeat(times, axis=0).repeat(times, axis=1)
     return pixels
 
 

@@ -12,7 +12,7 @@ from serving.request import Array
 from serving.terminal.board import time_text
 
 IMAGE = "image"
-"""The output of a link that is what its reverse step left, [S, S], in [-1, 1] once the noise is out."""
+"""The output of a link that is what its reverse step left, [H, W], in [-1, 1] once the noise is out."""
 ABSTAINED = "×"
 
 
@@ -71,8 +71,8 @@ class Sheet:
     max_ticks: int
     """Of one thought."""
     steps: int
-    side: int
-    """Pixels of an image's height and width."""
+    size: tuple[int, int]
+    """Height and width of an image in pixels."""
     rows: list[Row]
     began: float = field(default_factory=time.monotonic)
     """When it was asked."""

@@ -36,25 +36,27 @@ class SheetView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.sheet.header()
-        columns = self._columns(options.max_width, console.height - 3)
+        pixels = self._pixels(options.max_width, console.height - 3)
+        height, width = (max(round(side * pixels / max(self.sheet.size)), 1) for side in self.sheet.size)
+        columns = max(width, _SMALL)
+        card = (columns + 4, -(-height // 2) + _LINES)
         colour = console.color_system is not None and not console.no_color
-        card = (columns + 4, -(-min(columns, self.sheet.side) // 2) + _LINES)
-        cards = [self._card(row, columns, colour) for row in self.sheet.rows]
+        cards = [self._card(row, columns, pixels, colour) for row in self.sheet.rows]
         ended = [row.ended for row in self.sheet.rows]
         room = console.height - 3 if self.running else None
         yield in_rows(cards, ended, card=card, width=options.max_width, room=room)
         if not self.running:
             yield Text(self.sheet.last_line(), "dim")
 
-    def _columns(self, width: int, room: int) -> int:
-        """Of a picture: a pixel each where all cards then fit on one line of the screen."""
-        side = self.sheet.side
-        fit = len(self.sheet.rows) * (side + 5) - 1 <= width and -(-side // 2) + _LINES <= room
-        return max(side, _SMALL) if fit else _SMALL
+    def _pixels(self, columns: int, room: int) -> int:
+        """Of a picture's longer side: all of them where all cards then fit beside each other on the screen."""
+        height, width = self.sheet.size
+        fit = len(self.sheet.rows) * (width + 5) - 1 <= columns and -(-height // 2) + _LINES <= room
+        return max(height, width) if fit else min(max(height, width), _SMALL)
 
-    def _card(self, row: Row, columns: int, colour: bool) -> Panel:
-        image = np.zeros((self.sheet.side, self.sheet.side)) if row.image is None else row.image
-        lines = [picture(brightness(image), columns, colour=colour)]
+    def _card(self, row: Row, columns: int, pixels: int, colour: bool) -> Panel:
+        image = np.zeros(self.sheet.size) if row.image is None else row.image
+        lines = [picture(brightness(image), pixels, colour=colour)]
         if row.links:
             lines += [self._certainty(row.links[-1], columns), self._history(row, columns), self._words(row, columns)]
         else:

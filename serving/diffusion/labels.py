@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos import ctm_serving_pb2 as pb
-from serving.diffusion.contract import LABEL
+from serving.diffusion.contract import LABEL, LEVEL, NEXT_LEVEL, NOISE
 from serving.diffusion.model import DiffusionModel
 from serving.mismatch import Mismatch, listing, quote
 from serving.tensors import array, shape_text, texts
@@ -23,7 +23,7 @@ def labels(tensors: Iterable[pb.Tensor], model: DiffusionModel, *, max_rows: int
         Mismatch: no label, another input beside it, or a class that there is not.
     """
     found: dict[str, pb.Tensor] = {}
-    made_here = {spec.name for spec in (model.image, *model.fed_back)} | {"level"}
+    made_here = {spec.name for spec in (model.image, *model.fed_back)} | {LEVEL, NEXT_LEVEL, NOISE}
     for tensor in tensors:
         if tensor.name in made_here:
             raise Mismatch("inputs", quote(tensor.name), f"{LABEL} alone: the server makes {quote(tensor.name)} itself")

@@ -60,7 +60,7 @@ def test_a_denoiser_alone_trains_too(tmp_path):
     assert train(from_table(table(tmp_path, diffusion={"guided": False}), source="test"))
     model = load_trained(tmp_path / "digits-diffusion").model
     assert isinstance(model, EnhancedCTMDiffusion)
-    assert model.core is None
+    assert model.thinker is None
 
 
 def test_exporting_it_says_that_it_cannot_be_done_yet(run):

@@ -272,6 +272,15 @@ def test_out_of_time_leaves_the_images_so_far(painter: FakePainter, tmp_path: Pa
         np.testing.assert_allclose(placed(np.asarray(image), 0), stripes, atol=1)
 
 
+def test_a_row_that_diverges_leaves_the_others_alone(painter: FakePainter, capsys: Any):
+    painter.diverging = 0
+    assert think(painter, "--class", "dark", "--class", "light", "--steps", "3") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["dark[0]", "light[1]"] * 2 + ["light[1]"]
+    assert lines[2].endswith("numbers no longer finite after 2")
+    assert last.endswith(", interrupted")
+
+
 def test_a_request_that_fails_writes_nothing(painter: FakePainter, tmp_path: Path, capsys: Any):
     painter.break_after, painter.late_failure = 3, errors.BackendFailed("the finish failed")
     assert think(painter, "--class", "dark", "--output", str(tmp_path / "a.png")) == 1

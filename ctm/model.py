@@ -176,7 +176,7 @@ class CTM(nn.Module):
         return State(*(value.expand(rows, *value.shape[1:]) for value in state))
 
     def tick(
-        self, context: Context, state: State, root_beta_action: Tensor, root_beta_out: Tensor
+        self, context: Context | MaskedContext, state: State, root_beta_action: Tensor, root_beta_out: Tensor
     ) -> tuple[State, TickOutput]:
         """One tick of all rows. A pure function: the state is not changed."""
         state, seen = self.advance(context, state, root_beta_action, root_beta_out)

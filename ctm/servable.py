@@ -175,8 +175,8 @@ class ServableDiffusion(Servable):
     def __init__(self, model: EnhancedCTMDiffusion) -> None:
         """Raises ValueError for a denoiser alone."""
         finish = diffusion_program.specify_finish(model)
-        self.model, self._core = model, diffusion_program.core_of(model)
-        self.config = self._core.config
+        self.model, self._thinker = model, diffusion_program.thinker_of(model)
+        self.config = self._thinker.config
         self.program = dataclasses.replace(
             diffusion_program.specify(model), finish_inputs=finish.arguments, finish_outputs=finish.results
         )
@@ -185,13 +185,13 @@ class ServableDiffusion(Servable):
         return diffusion_program.Encode(self.model).eval()
 
     def tick(self, tick_cap: int, *, convolve: bool = False) -> nn.Module:
-        return diffusion_program.Tick(self.model, tick_cap, convolve=convolve).eval()
+        return diffusion_program.tick(self.model, tick_cap, convolve=convolve).eval()
 
     def finish(self) -> nn.Module:
         return diffusion_program.ReverseStep(self.model).eval()
 
     def start(self) -> dict[str, Tensor]:
-        return program.start_values(self._core)
+        return self._thinker.start_values()
 
     def examples(self, rows: int) -> tuple[Tensor, ...]:
         return examples_of(self.program.inputs, rows)

@@ -20,6 +20,7 @@ from export.card import write_card
 from export.chain_agreement import measure_chain
 from export.commit import describe_commit
 from export.manifest import (
+    AnyQuality,
     describe_artefact,
     describe_files,
     describe_quality,
@@ -28,7 +29,8 @@ from export.manifest import (
 )
 from export.onnx_graph import OPSET, write_onnx
 from export.plots import write_plots
-from export.quality import Quality
+from export.plots_diffusion import write_noise_plots
+from export.quality_diffusion import NoiseQuality
 from export.source import Source
 from export.torchscript import write_torchscript
 from protos.ctm_bundle_pb2 import Artefact as ArtefactMessage
@@ -67,7 +69,7 @@ class Publication:
 
 
 def build_bundle(
-    source: Source, publication: Publication, inputs: Sequence[Tensor], quality: Quality | None = None
+    source: Source, publication: Publication, inputs: Sequence[Tensor], quality: AnyQuality | None = None
 ) -> Path:
     """Export and publish; returns the bundle's folder.
 
@@ -84,7 +86,10 @@ def build_bundle(
             manifest.artefacts.append(_describe(source, backend, files, folder, inputs, publication))
         if quality is not None:
             manifest.quality.CopyFrom(describe_quality(quality))
-            write_plots(quality, folder)
+            if isinstance(quality, NoiseQuality):
+                write_noise_plots(quality, folder)
+            else:
+                write_plots(quality, folder)
         manifest.files.extend(describe_files(folder))
 
         def finish(version: int) -> None:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from ctm import program as ctm_program
 from ctm.diffusion.model import EnhancedCTMDiffusion
+from ctm.diffusion.quality import AbstentionPoint
 from ctm.energy import EnergyPoint
 from ctm.families import TOKENIZER
 from ctm.frontier import FrontierPoint
@@ -20,8 +21,11 @@ from export.agreement import Agreement
 from export.chain_agreement import ChainAgreement
 from export.energy import EnergyQuality
 from export.quality import Quality
+from export.quality_diffusion import NoisePoint, NoiseQuality
 from export.source import Source
 from protos import ctm_bundle_pb2 as bundle
+
+AnyQuality = Quality | NoiseQuality
 
 FORMAT_VERSION = 1
 MANIFEST, CARD = "manifest.json", "README.md"
@@ -96,7 +100,11 @@ def describe_artefact(
     )
 
 
-def describe_quality(quality: Quality) -> bundle.Quality:
+def describe_quality(quality: AnyQuality) -> bundle.Quality:
+    return _noise(quality) if isinstance(quality, NoiseQuality) else _answers(quality)
+
+
+def _answers(quality: Quality) -> bundle.Quality:
     return bundle.Quality(
         metric="bits_per_byte" if quality.bits_per_byte else "accuracy",
         split="test",
@@ -159,6 +167,41 @@ def _frontier(point: FrontierPoint) -> bundle.Frontier:
         whole=point.whole,
         bits_per_byte=point.bits_per_byte,
     )
+
+
+def _noise(quality: NoiseQuality) -> bundle.Quality:
+    found = quality.found
+    return bundle.Quality(
+        metric="noise_error",
+        split="test",
+        rows=found.rows,
+        certainty=found.certainty_by_tick,
+        frontier=[_noise_frontier(point) for point in quality.frontier],
+        diffusion=bundle.DiffusionQuality(
+            base=found.base,
+            guided=found.guided,
+            guided_by_tick=found.guided_by_tick,
+            base_by_level=found.base_by_level,
+            guided_by_level=found.guided_by_level,
+            certainty_by_level=found.certainty_by_level,
+            abstention=[_abstention(point) for point in found.abstention],
+            shipped=_abstention(quality.abstaining),
+        ),
+    )
+
+
+def _noise_frontier(point: NoisePoint) -> bundle.Frontier:
+    return bundle.Frontier(
+        certainty_threshold=point.threshold,
+        mean_ticks=point.mean_ticks,
+        ticks_deviation=point.ticks_deviation,
+        share_certain=point.share_certain,
+        noise_error=point.error,
+    )
+
+
+def _abstention(point: AbstentionPoint) -> bundle.AbstentionPoint:
+    return bundle.AbstentionPoint(abstain_below=point.threshold, abstaining=point.abstaining, noise_error=point.error)
 
 
 def _energy(energy: EnergyQuality) -> bundle.EnergyQuality:

@@ -167,18 +167,24 @@ def from_reference(
 
 def random_inputs(source: Source, rows: int) -> tuple[Tensor, ...]:
     """Seeded rows such as the model might meet, where no real ones are at hand: a tensor for each of its inputs."""
+    values = random_values(source.program.inputs, rows, source.input_range)
+    return tuple(value.sign() for value in values) if source.servable.config.backbone == "parity" else values
+
+
+def random_values(
+    specs: Sequence[TensorSpec], rows: int, real_range: tuple[float, float] | None = None
+) -> tuple[Tensor, ...]:
+    """Seeded values of each tensor: whole numbers in its own range, others in `real_range`, or normal without one."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(_random(source, spec, rows, generator) for spec in source.program.inputs)
+    return tuple(_random(spec, rows, real_range, generator) for spec in specs)
 
 
-def _random(source: Source, spec: TensorSpec, rows: int, generator: torch.Generator) -> Tensor:
+def _random(spec: TensorSpec, rows: int, real_range: tuple[float, float] | None, generator: torch.Generator) -> Tensor:
     shape = (rows, *spec.shape)
     if spec.datatype == "INT64" and spec.minimum is not None and spec.maximum is not None:
         return torch.randint(int(spec.minimum), int(spec.maximum) + 1, shape, generator=generator)
-    if source.servable.config.backbone == "parity":
-        return torch.randn(shape, generator=generator).sign()
-    if source.input_range is not None:
-        low, high = source.input_range
+    if real_range is not None:
+        low, high = real_range
         return low + (high - low) * torch.rand(shape, generator=generator)
     return torch.randn(shape, generator=generator)
 

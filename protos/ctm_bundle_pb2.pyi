@@ -481,7 +481,7 @@ class ChainAgreement(google.protobuf.message.Message):
     """Share of its thoughts that abstain, and that stop before their ticks are spent."""
     certain: builtins.float
     tolerance: builtins.float
-    """Of images and estimates."""
+    """Of images; estimates are recorded, and decide nothing."""
     def __init__(
         self,
         *,

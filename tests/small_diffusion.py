@@ -33,6 +33,12 @@ def small_model(seed: int = 0, **settings: object) -> EnhancedCTMDiffusion:
         for weight in model.denoiser.parameters():
             if not weight.any():
                 weight.normal_(std=0.2)
+        if model.thinker is not None:
+            # Otherwise all certainties are nearly the same, and thresholds tell no row from another.
+            core = model.thinker.core
+            for weight in (core.readout.weight, *core.synapse.parameters(), *core.neurons.parameters()):
+                weight.mul_(3)
+            core.readout.weight.mul_(10)
     return model.eval()
 
 

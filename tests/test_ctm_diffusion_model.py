@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_diffusion import CORE, DIFFUSION, noisy_rows, small_model
 
-from ctm.diffusion.config import DiffusionConfig
+from ctm.diffusion.config import DiffusionConfig, LossWeights
 from ctm.diffusion.images import to_diffusion, to_pixels
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.quality import draw_noise, judge_noise, noise_quality
@@ -89,7 +89,7 @@ def test_gradients_reach_thought_and_denoiser_alike():
 
 
 def test_base_rows_teach_nothing_but_the_base_path():
-    model = small_model(base_share=1.0, bins_weight=0.0).train()
+    model = small_model(base_share=1.0, weights=LossWeights(bins=0.0)).train()
     torch.manual_seed(5)
     loss = model(torch.rand(32, 6, 6) * 2 - 1, torch.arange(32) % 4)
     loss.value.backward()
@@ -104,7 +104,7 @@ def test_base_rows_teach_nothing_but_the_base_path():
 def test_without_a_thought_it_is_a_denoiser_alone():
     torch.manual_seed(0)
     alone = EnhancedCTMDiffusion(CORE, replace(DIFFUSION, guided=False))
-    assert alone.core is None
+    assert alone.thinker is None
     loss = alone(torch.rand(8, 6, 6) * 2 - 1, torch.arange(8) % 4)
     assert loss.value > 0
     made = sample(alone.eval(), torch.arange(4), lambda _: torch.ones(4, 6, 6), steps=3)

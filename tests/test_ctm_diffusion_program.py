@@ -1,6 +1,7 @@
 """A diffusion model as a program: run link by link, by torch or by ONNX Runtime, it draws what the sampler draws."""
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from ctm.diffusion import program
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, spaced_levels
 from ctm.diffusion.sampling import Samples, sample
-from ctm.program import start_values
 from export.onnx_graph import write_onnx
 
 Function = Callable[..., list[NDArray[np.generic]]]
@@ -33,7 +33,7 @@ def functions(model: EnhancedCTMDiffusion) -> dict[str, tuple[nn.Module, tuple, 
     after = tuple(spec for spec in (*thought.state, *thought.outputs))
     return {
         "encode": (program.Encode(model), thought.inputs, thought.context),
-        "tick": (program.Tick(model, CORE.ticks), (*thought.context, *thought.state), after),
+        "tick": (program.tick(model, CORE.ticks), (*thought.context, *thought.state), after),
         "finish": (program.ReverseStep(model), finish.arguments, finish.results),
     }
 
@@ -73,13 +73,15 @@ def draw(
     model: EnhancedCTMDiffusion, run: Mapping[str, Function], labels: Tensor, threshold: float, certain: float
 ) -> Samples:
     """Sampling as a server does it: encode, ticks until certain, finish, the next link."""
-    start = [value.numpy() for value in start_values(model.core).values()] if model.core else []
+    assert model.thinker is not None
+    start = [value.numpy() for value in model.thinker.start_values().values()]
+    fed = [np.zeros((len(labels), *shape), np.float32) for shape in model.diffusion.fed.values()]
     levels, image = [*map(int, spaced_levels(DIFFUSION.levels, STEPS)), CLEAN], noise(0).numpy()
     label, rows = labels.numpy(), len(labels)
     estimates, certainties, abstained, used = [], [], [], []
     for step in range(STEPS):
         level, following = (np.full(rows, levels[step + k], np.int64) for k in (0, 1))
-        context = run["encode"](image, level, label)
+        context = run["encode"](image, level, label, *fed)
         state = [np.repeat(value[None], rows, 0) for value in start]
         best, ticks, alive = [None] * 3, np.zeros(rows, np.int64), np.ones(rows, bool)
         for _ in range(CORE.ticks):
@@ -95,7 +97,7 @@ def draw(
         gives_up = best[1] < threshold
         fresh = noise(step + 1).numpy() if following[0] != CLEAN else np.zeros_like(image)
         eta = np.full(rows, ETA, np.float32)
-        image, estimate = run["finish"](image, level, label, following, eta, fresh, gives_up, *best)
+        image, estimate, *fed = run["finish"](image, level, label, following, eta, fresh, gives_up, *best)
         for kept, value in zip(
             (estimates, certainties, abstained, used), (estimate, best[1], gives_up, ticks), strict=True
         ):
@@ -103,26 +105,33 @@ def draw(
     return Samples(torch.from_numpy(image), *map(torch.stack, (estimates, certainties, abstained, used)))
 
 
-def _clear_of(certainties: Tensor, third: int) -> float:
-    """A threshold in the widest gap of one third of the certainties: rounding decides nothing about it."""
-    found = certainties.flatten().sort().values
-    some = found[third * len(found) // 3 : (third + 1) * len(found) // 3]
-    widest = int(some.diff().argmax())
-    return (some[widest] + some[widest + 1]).item() / 2
+def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples, float, float]:
+    """Samples with thresholds that some pass and others do not, and of which no certainty is near."""
+    found = sample(model, labels, noise, steps=STEPS, eta=ETA).certainties.flatten().sort().values
+    between = ((found[1:] + found[:-1]) / 2).tolist()
+    for low, high in product(between[4:-4], between[len(found) // 2 :]):
+        wanted = sample(model, labels, noise, steps=STEPS, eta=ETA, certainty_threshold=high, confidence_threshold=low)
+        seen = wanted.certainties
+        near = min((seen - low).abs().min(), (seen - high).abs().min())
+        mixed = 0 < wanted.abstained.float().mean() < 1 and wanted.ticks_used.min() < wanted.ticks_used.max()
+        if near > 5e-4 and mixed:
+            return wanted, low, high
+    raise AssertionError("no threshold is clear of all certainties")
 
 
 @pytest.mark.parametrize("form", ["torch", "onnx"])
-@pytest.mark.parametrize("target", ["noise", "velocity"])
-def test_link_by_link_gives_the_samples_of_the_sampler(form, target, tmp_path):
-    model, labels = small_model(target=target), torch.arange(ROWS)
-    free = sample(model, labels, noise, steps=STEPS, eta=ETA)
-    certain = _clear_of(free.certainties, 2)
-    threshold = _clear_of(free.certainties, 1)
-    wanted = sample(
-        model, labels, noise, steps=STEPS, eta=ETA, certainty_threshold=certain, confidence_threshold=threshold
-    )
-    assert 0 < wanted.abstained.float().mean() < 1
-    assert 1 <= wanted.ticks_used.min() < wanted.ticks_used.max() == CORE.ticks
+@pytest.mark.parametrize(
+    ("target", "refine"),
+    [
+        pytest.param("noise", False, id="noise"),
+        pytest.param("velocity", False, id="velocity"),
+        pytest.param("noise", True, id="refined"),
+    ],
+)
+def test_link_by_link_gives_the_samples_of_the_sampler(form, target, refine, tmp_path):
+    model, labels = small_model(target=target, refine=refine), torch.arange(ROWS)
+    wanted, threshold, certain = drawn_clearly(model, labels)
+    assert wanted.ticks_used.max() == CORE.ticks
     found = draw(model, in_torch(model) if form == "torch" else in_onnx(model, tmp_path), labels, threshold, certain)
     assert torch.equal(found.ticks_used, wanted.ticks_used)
     assert torch.equal(found.abstained, wanted.abstained)

@@ -7,13 +7,12 @@ import torch
 from small_diffusion import small_model
 
 from ctm.diffusion.model import EnhancedCTMDiffusion
-from ctm.model import CTM
 from ctm.servable import servable
 from export.build import Publication, build_bundle
 from export.source import Source, random_inputs
 
 SEED = 0
-THRESHOLD, ABSTAIN_BELOW = 0.5, 0.25
+THRESHOLD, ABSTAIN_BELOW = 0.4, 0.2
 """With them, and with the weights turned up as below, some thoughts stop early and some abstain."""
 CLASSES = ("none", "one", "two", "three")
 
@@ -26,22 +25,15 @@ def tiny_diffusion(**settings: Any) -> EnhancedCTMDiffusion:
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = small_model(SEED, **settings)
-        for core in (module for module in model.modules() if isinstance(module, CTM)):
-            for layer in core.neurons.layers:
-                layer.weight.mul_(3.0)
-                layer.bias.normal_(0.0, 0.3)
-            core.attention.out.weight.mul_(8.0)
-            core.attention.value.weight.mul_(2.0)
-            core.readout.weight.mul_(16.0)
-            core.start_post.normal_(0.0, 0.3)
-            core.start_trace.normal_(0.0, 0.3)
-            for sync in (core.action_sync, core.out_sync):
-                sync.decay.uniform_(0.0, 1.5)
+        assert model.thinker is not None, "the model thinks"
+        core = model.thinker.core
+        core.attention.out.weight.mul_(5.0)
+        core.readout.weight.mul_(5.0)
     return model
 
 
 def write_diffusion_bundle(store: Path, name: str = "tiny-diffusion", **overrides: Any) -> Path:
-    """Export a tiny diffusion model into the store, in about three seconds, and return its bundle's folder.
+    """Export a tiny diffusion model into the store, in a few seconds, and return its bundle's folder.
 
     Args:
         overrides: of the model's `DiffusionConfig`. Those that `Publication` knows are the bundle's own: `steps`,

@@ -1,14 +1,36 @@
 """What CTM-controlled diffusion is made of, beside its CTM: one frozen configuration that cannot be wrong."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 from ctm.config import CTMConfig
 from ctm.diffusion.noise import ScheduleName, Target
+from ctm.plain import from_plain
 
 _COUNTS = ("side", "patch", "classes", "levels", "bins", "width", "layers", "heads", "thought_tokens")
+_SWITCHES = ("refine",)
+"""What has no meaning without a thought."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossWeights:
+    """What is descended beside the denoiser's error, and how much each counts."""
+
+    bins: float = 0.1
+    """Of the thought's own loss, the cross-entropy over bins."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not 0 <= (value := getattr(self, field.name)) < math.inf:
+                raise ValueError(f"diffusion.weights.{field.name} must be at least 0, got {value}")
+
+    def of(self, name: str) -> float:
+        """The weight of the loss of this name."""
+        weight: float = getattr(self, name)
+        return weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +83,11 @@ class DiffusionConfig:
     """Share of the guided rows whose denoiser is guided by a tick drawn at random rather than by the most certain one,
     so that every tick learns to guide."""
 
-    bins_weight: float = 0.1
-    """Of the thought's own loss, the cross-entropy over bins, beside the denoiser's."""
+    refine: bool = False
+    """Whether each reverse step's estimate of the clean image is handed to the next one's thought."""
+
+    weights: LossWeights = LossWeights()
+    """Of the losses beside the denoiser's error."""
 
     confidence_threshold: float = 0.0
     """A row whose thought is less certain abstains: it takes the base path at that reverse step. 0: none does."""
@@ -86,13 +111,18 @@ class DiffusionConfig:
             raise ValueError(f"diffusion.heads must divide width {self.width}, got {self.heads}")
         if self.width % 2:
             raise ValueError(f"diffusion.width must be even, for sines and cosines of the level, got {self.width}")
-        if self.bins_weight < 0:
-            raise ValueError(f"diffusion.bins_weight must be at least 0, got {self.bins_weight}")
+        if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):
+            raise ValueError(f"diffusion.{useless[0]} needs a thought, got guided = false")
 
     @property
     def tokens(self) -> int:
         """[P] Patches of an image."""
         return (self.side // self.patch) ** 2
+
+    @property
+    def fed(self) -> dict[str, tuple[int, ...]]:
+        """What a reverse step hands to the thought of the next, by name, with the shapes of one row."""
+        return {"estimate": (self.side, self.side)} if self.refine else {}
 
     def check_core(self, core: CTMConfig) -> None:
         """Raise ValueError unless a CTM can think about such images."""
@@ -114,14 +144,9 @@ class DiffusionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DiffusionConfig":
-        """The inverse of `to_dict`; raises ValueError for unknown or missing names."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"diffusion has no setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
-        if "side" not in values:
-            raise ValueError("diffusion needs side, the pixels along each side of an image")
-        return cls(**values)
+        """The inverse of `to_dict`; raises ValueError, as `from_plain` does."""
+        return from_plain(cls, values, "diffusion")

@@ -10,7 +10,6 @@ are modulated as in DiT (arXiv 2212.09748), beginning as the identity.
 
 # Shapes: N rows, S side, P patches, E width, G thought tokens, Q = P, J = P + G, h heads, O out pairs, D neurons.
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctm.diffusion.config import DiffusionConfig
+from ctm.diffusion.grid import cut, join
+from ctm.diffusion.level import level_code
 
 _HIDDEN = -1e9
 """Added to a score: its weight is exactly 0."""
-_PERIODS = 10_000.0
 
 
 class Guide(NamedTuple):
@@ -66,12 +66,12 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide | None = None) -> Tensor:
         """The prediction for images of [N, S, S], of the same shape; None is the base path for every row."""
-        tokens = self.patches(self.cut(noisy)) + self.place
+        tokens = self.patches(cut(noisy, self.config.patch)) + self.place
         told = self.level(level_code(level_N, self.config.width)) + self.label(label_N)
         thought: _Thought | None = None
         if guide is not None:
             strength_N1 = guide.strength.unsqueeze(-1)
-            tokens = tokens + strength_N1.unsqueeze(-1) * self.estimate(self.cut(guide.estimate))
+            tokens = tokens + strength_N1.unsqueeze(-1) * self.estimate(cut(guide.estimate, self.config.patch))
             state_NE = strength_N1 * self.state(guide.state)
             told = told + self.guidance(state_NE)
             extra_NGE = self.thought_tokens(state_NE).unflatten(-1, (-1, self.config.width))
@@ -81,17 +81,7 @@ class Denoiser(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, condition, thought)
         shift, scale = self.last(condition).unsqueeze(1).chunk(2, dim=-1)
-        return self._join(self.pixels(_modulate(self.norm(tokens), shift, scale)))
-
-    def cut(self, image_NSS: Tensor) -> Tensor:
-        """[N, S, S] to patches, [N, P, p * p]."""
-        patch, across = self.config.patch, self.config.side // self.config.patch
-        return image_NSS.view(-1, across, patch, across, patch).transpose(2, 3).reshape(-1, across**2, patch**2)
-
-    def _join(self, patches: Tensor) -> Tensor:
-        """The inverse of `cut`."""
-        side, patch, across = self.config.side, self.config.patch, self.config.side // self.config.patch
-        return patches.view(-1, across, across, patch, patch).transpose(2, 3).reshape(-1, side, side)
+        return join(self.pixels(_modulate(self.norm(tokens), shift, scale)), self.config.side)
 
 
 class _Thought(NamedTuple):
@@ -133,13 +123,6 @@ class _Layer(nn.Module):
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out: Tensor = self.out(found.transpose(1, 2).flatten(2))
         return out
-
-
-def level_code(level_N: Tensor, width: int) -> Tensor:
-    """Sines and cosines of a level's number, [N, width]: `width` must be even."""
-    rates = torch.exp(torch.arange(width // 2, device=level_N.device) * (-2 * math.log(_PERIODS) / width))
-    angles = level_N.to(rates.dtype).unsqueeze(-1) * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -6,9 +6,9 @@
 One network is both paths: without a thought, or with one of strength 0, it gives the base prediction.
 """
 
-# Shapes: N rows, T ticks, S side, P patches, E width, K bins, C = S * S * K, O out pairs, D neurons.
+# Shapes: N rows, T ticks, S side, K bins, C = S * S * K; of a thought's state [N, S], S is its width.
 
-from itertools import islice
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,21 +19,13 @@ from ctm.certainty import most_certain
 from ctm.config import CTMConfig
 from ctm.diffusion.bins import bin_of, expected
 from ctm.diffusion.config import DiffusionConfig
-from ctm.diffusion.denoiser import Denoiser, Guide, level_code
-from ctm.diffusion.noise import NoiseSchedule
-from ctm.losses import parity_loss
-from ctm.model import CTM, Context
-
-
-class Musings(NamedTuple):
-    """What a thought about noisy images led to, tick by tick."""
-
-    predictions: Tensor
-    """[N, T, C] logits over bins."""
-    certainties: Tensor
-    """[N, T]"""
-    states: Tensor
-    """[N, T, O + D] what guides the denoiser: out sync and post-activations."""
+from ctm.diffusion.control import Control
+from ctm.diffusion.denoiser import Denoiser, Guide
+from ctm.diffusion.noise import NoiseSchedule, Parts
+from ctm.diffusion.reverse import clipped
+from ctm.diffusion.senses import Fed, Seen, Senses
+from ctm.diffusion.thinker import Musings, PlainThinker, Thinker
+from ctm.model import CTM
 
 
 class DiffusionLoss(NamedTuple):
@@ -48,10 +40,12 @@ class DiffusionLoss(NamedTuple):
     """Share of pixels whose bin the thought has right at its most certain tick."""
     tick: Tensor
     """[N] that tick, from 0."""
+    losses: Mapping[str, Tensor]
+    """What is descended beside the denoiser's error, unweighted, by the name of its weight."""
 
 
 class EnhancedCTMDiffusion(nn.Module):
-    """The thought and the denoiser."""
+    """The thought and the denoiser, with all that is switched on around them."""
 
     def __init__(self, core: CTMConfig, diffusion: DiffusionConfig, *, seed: int | None = None) -> None:
         """Weights are drawn from torch's generator, the CTM's pairs of neurons from the seed; see `CTM`."""
@@ -59,37 +53,25 @@ class EnhancedCTMDiffusion(nn.Module):
         diffusion.check_core(core)
         self.diffusion = diffusion
         self.schedule = NoiseSchedule(diffusion.schedule, diffusion.levels)
-        self.core: CTM | None = None
+        self.thinker: Thinker | None = None
+        state_width = 0
         if diffusion.guided:
-            self.core = CTM(core, seed=seed)
-            self.patches = nn.Linear(diffusion.patch**2, diffusion.width)
-            self.place = nn.Parameter(0.02 * torch.randn(diffusion.tokens, diffusion.width))
-            self.level = nn.Linear(diffusion.width, diffusion.width)
-            self.label = nn.Embedding(diffusion.classes, diffusion.width)
-        self.denoiser = Denoiser(diffusion, core.out_pairs + core.width)
+            self.thinker = PlainThinker(CTM(core, seed=seed))
+            self.senses, self.control = Senses(diffusion), Control(diffusion)
+            state_width = self.thinker.state_width
+        self.denoiser = Denoiser(diffusion, state_width)
 
-    def context(self, noisy: Tensor, level_N: Tensor, label_N: Tensor) -> Context:
-        """What a thought attends to: the patches of [N, S, S], told level and class."""
-        assert self.core is not None, "the model thinks"
-        told = self.level(level_code(level_N, self.diffusion.width)) + self.label(label_N)
-        tokens = self.patches(self.denoiser.cut(noisy)) + self.place + told.unsqueeze(1)
-        return self.core.attention.context(self.core.embed(tokens.transpose(1, 2)))
+    def see(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, fed: Fed) -> Seen:
+        """What a thought attends to in images of [N, S, S]."""
+        seen: Seen = self.senses(noisy, level_N, label_N, fed)
+        return seen
 
-    def think(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, *, ticks: int | None = None) -> Musings:
-        """Think about every row for the same number of ticks, `config.ticks` unless given."""
-        core = self.core
-        assert core is not None, "the model thinks"
-        context, state = self.context(noisy, level_N, label_N), core.start(len(noisy))
-        predictions, certainties, states = [], [], []
-        for root_beta_action, root_beta_out in islice(core.root_betas(), core.config.ticks if ticks is None else ticks):
-            state, output = core.tick(context, state, root_beta_action, root_beta_out)
-            predictions.append(output.prediction)
-            certainties.append(output.certainty)
-            states.append(torch.cat([output.sync_out, state.post], dim=-1))
-        return Musings(*(torch.stack(ticked, dim=1) for ticked in (predictions, certainties, states)))
+    def think(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, fed: Fed | None = None) -> Musings:
+        """Think about every row, all ticks of it; without `fed`, as at the first reverse step."""
+        return self._think(self.see(noisy, level_N, label_N, self.nothing_fed(noisy) if fed is None else fed))
 
     def guide(self, prediction: Tensor, certainty_N: Tensor, state: Tensor, abstains_N: Tensor) -> Guide:
-        """What one tick of a thought, [N, C], [N], [N, O + D], tells the denoiser; nothing where it abstains."""
+        """What one tick of a thought, [N, C], [N], [N, S], tells the denoiser; nothing where it abstains."""
         side, bins = self.diffusion.side, self.diffusion.bins
         strength_N = certainty_N.clamp(0, 1).masked_fill(abstains_N, 0.0)
         return Guide(state, expected(torch.unflatten(prediction, -1, (side, side, bins))), strength_N)
@@ -99,6 +81,14 @@ class EnhancedCTMDiffusion(nn.Module):
         predicted: Tensor = self.denoiser(noisy, level_N, label_N, guide)
         return predicted
 
+    def nothing_fed(self, like: Tensor) -> dict[str, Tensor]:
+        """What the first reverse step is handed: zeros, for as many rows as `like` has."""
+        return {name: like.new_zeros(len(like), *shape) for name, shape in self.diffusion.fed.items()}
+
+    def hand_on(self, parts: Parts) -> dict[str, Tensor]:
+        """What one reverse step hands to the next."""
+        return {"estimate": parts.clean} if self.diffusion.refine else {}
+
     def forward(self, clean: Tensor, label_N: Tensor) -> DiffusionLoss:
         """The loss for clean images, [N, S, S] in [-1, 1], made noisy by torch's generator."""
         config, rows, device = self.diffusion, len(clean), clean.device
@@ -106,29 +96,55 @@ class EnhancedCTMDiffusion(nn.Module):
         noise = torch.randn_like(clean)
         noisy = self.schedule.add(clean, noise, level_N)
         target = self.schedule.target(clean, noise, level_N, config.target)
-        if self.core is None:
+        if self.thinker is None:
             error = F.mse_loss(self.denoise(noisy, level_N, label_N, None), target)
             nothing = error.detach() * 0
-            return DiffusionLoss(error, nothing, error.detach(), nothing, torch.zeros_like(level_N))
+            return DiffusionLoss(error, nothing, error.detach(), nothing, torch.zeros_like(level_N), {})
 
-        thought = self.think(noisy, level_N, label_N)
-        bins = parity_loss(thought.predictions, thought.certainties, bin_of(clean, config.bins).flatten(1))
+        seen = self.see(noisy, level_N, label_N, self._refined(noisy, level_N, label_N))
+        thought = self._think(seen)
+        bins = self.thinker.judge(thought, bin_of(clean, config.bins).flatten(1))
         alone_N = torch.rand(rows, device=device) < config.base_share
         tick_N = self._drawn_tick(thought.certainties)
         here = torch.arange(rows, device=device)
         # A thought is certain of what it sees, not of what would suit the denoiser.
         certainty_N = thought.certainties[here, tick_N].detach()
-        guide = self.guide(thought.predictions[here, tick_N], certainty_N, thought.states[here, tick_N], alone_N)
+        controlled = self.control(thought.states[here, tick_N], certainty_N)
+        guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, alone_N)
         error_N = (self.denoise(noisy, level_N, label_N, guide) - target).square().flatten(1).mean(-1)
-        value = error_N.mean() + config.bins_weight * bins.value
+        losses = {"bins": bins.value, **seen.losses, **controlled.losses}
+        value = error_N.mean() + sum(config.weights.of(name) * loss for name, loss in losses.items())
         judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, config.bins)).argmax(-1)
         right = (judged == bin_of(clean, config.bins).flatten(1)).float().mean()
-        return DiffusionLoss(value, _mean(error_N, ~alone_N), _mean(error_N, alone_N), right, bins.tick)
+        guided, base = _mean(error_N, ~alone_N), _mean(error_N, alone_N)
+        return DiffusionLoss(value, guided, base, right, bins.tick, losses)
 
-    def project_decays(self) -> None:
+    def after_update(self) -> None:
         """Move decays back to where they mean something; after every update."""
-        if self.core is not None:
-            self.core.project_decays()
+        if self.thinker is not None:
+            self.thinker.project_decays()
+
+    def _think(self, seen: Seen) -> Musings:
+        assert self.thinker is not None, "the model thinks"
+        return self.thinker.think(self.thinker.context(seen.tokens, seen.hidden), len(seen.tokens))
+
+    @torch.no_grad()
+    def _refined(self, noisy: Tensor, level_N: Tensor, label_N: Tensor) -> dict[str, Tensor]:
+        """What rows are handed while they learn: half of them what a first attempt gives, the others nothing."""
+        fed = self.nothing_fed(noisy)
+        if not self.diffusion.refine:
+            return fed
+        thought = self.think(noisy, level_N, label_N, fed)
+        tick_N, here = most_certain(thought.certainties), torch.arange(len(noisy), device=noisy.device)
+        certainty_N = thought.certainties[here, tick_N]
+        state = self.control(thought.states[here, tick_N], certainty_N).state
+        nobody_N = torch.zeros_like(certainty_N, dtype=torch.bool)
+        guide = self.guide(thought.predictions[here, tick_N], certainty_N, state, nobody_N)
+        predicted = self.denoise(noisy, level_N, label_N, guide)
+        parts = self.schedule.take_apart(noisy, predicted, level_N, self.diffusion.target)
+        tried = torch.rand(len(noisy), device=noisy.device) < 0.5
+        found = self.hand_on(clipped(self.schedule, parts, level_N))
+        return {name: value * tried.view(-1, *(1,) * (value.dim() - 1)) for name, value in found.items()}
 
     def _drawn_tick(self, certainties_NT: Tensor) -> Tensor:
         """[N]: a tick drawn at random for `any_tick` of the rows, the most certain one for the others."""

@@ -1,7 +1,7 @@
 """A diffusion model as a program: one thought is about one noisy image, and its end is a reverse step.
 
-    image, level, label ── Encode ──> keys, values
-    keys, values, state ── Tick ──> next state, prediction (bins of x_0), certainty, guide, attention
+    image, level, label ── Encode ──> keys, values, mask
+    keys, values, mask, state ── tick ──> next state, prediction (bins of x_0), certainty, guide, attention
     image, level, label, next_level, eta, noise, abstained, prediction, certainty, guide ── Finish ──> next_image,
         estimate (of x_0)
 
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, clipped, reverse_step
-from ctm.frozen import CertaintyReadout
-from ctm.model import CTM
-from ctm.program import FrozenCore, Program, TensorSpec, pack_context, specify_state
+from ctm.diffusion.thinker import Thinker
+from ctm.program import Program, TensorSpec
+
+HIDDEN = -1e9
+"""Added to the attention score of a token that is not there: its weight is exactly 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,26 +38,22 @@ def specify(model: EnhancedCTMDiffusion) -> Program:
     Raises:
         ValueError: it is a denoiser alone, which does not think.
     """
-    core, diffusion = core_of(model), model.diffusion
-    config, heads, tokens = core.config, core.config.heads, diffusion.tokens
-    per_head = config.attention_width // heads
+    thinker, tokens = thinker_of(model), model.senses.tokens
+    heads = thinker.config.heads
+    per_head = thinker.config.attention_width // heads
+    fed = (
+        TensorSpec(name=name, shape=shape, description="handed on by the reverse step before; zeros at first")
+        for name, shape in model.diffusion.fed.items()
+    )
     return Program(
-        inputs=_seen(model),
+        inputs=(*_seen(model), *fed),
         context=(
             TensorSpec(name="keys", shape=(heads, tokens, per_head)),
             TensorSpec(name="values", shape=(heads, tokens, per_head)),
+            TensorSpec(name="mask", shape=(tokens,), description="0 for a token, very low where there is none"),
         ),
-        state=specify_state(config),
-        outputs=(
-            TensorSpec(
-                name="prediction", shape=config.answer_shape, role="prediction", description="logits over bins of x_0"
-            ),
-            TensorSpec(name="certainty", shape=(), role="certainty", description="1 - normalised entropy"),
-            TensorSpec(name="guide", shape=(config.out_pairs + config.width,), description="out sync, activations"),
-            TensorSpec(
-                name="attention", shape=(heads, tokens), role="detail", description="weights over patches, by head"
-            ),
-        ),
+        state=thinker.state_specs(),
+        outputs=thinker.output_specs(tokens),
     )
 
 
@@ -84,15 +82,26 @@ def specify_finish(model: EnhancedCTMDiffusion) -> Finish:
         results=(
             TensorSpec(name="next_image", shape=image),
             TensorSpec(name="estimate", shape=image, description="what the step took for the clean image"),
+            *(TensorSpec(name=f"next_{name}", shape=shape) for name, shape in model.diffusion.fed.items()),
         ),
     )
 
 
-def core_of(model: EnhancedCTMDiffusion) -> CTM:
-    """The CTM of a diffusion model; raises ValueError when it has none."""
-    if model.core is None:
+def thinker_of(model: EnhancedCTMDiffusion) -> Thinker:
+    """What thinks in a diffusion model; raises ValueError when nothing does."""
+    if model.thinker is None:
         raise ValueError("a denoiser alone does not think, so it makes no program")
-    return model.core
+    return model.thinker
+
+
+def tick(model: EnhancedCTMDiffusion, tick_cap: int, *, convolve: bool = False) -> nn.Module:
+    """One tick of rows that may each be at a different tick; the arguments are as for a CTM's `Tick`."""
+    return thinker_of(model).frozen(tick_cap, convolve=convolve)
+
+
+def _named(model: EnhancedCTMDiffusion, *fed: Tensor | None) -> dict[str, Tensor]:
+    """What is fed back, by name: a traced function cannot have arguments of any name."""
+    return {name: value for name, value in zip(model.diffusion.fed, fed, strict=False) if value is not None}
 
 
 def _seen(model: EnhancedCTMDiffusion) -> tuple[TensorSpec, ...]:
@@ -125,41 +134,18 @@ class Encode(nn.Module):
     def __init__(self, model: EnhancedCTMDiffusion) -> None:
         """Raises ValueError for a denoiser alone."""
         super().__init__()
-        core_of(model)
-        self.model = model
-
-    def forward(self, image: Tensor, level: Tensor, label: Tensor) -> tuple[Tensor, ...]:
-        """[B, S, S], [B] and [B] to keys and values."""
-        return pack_context(self.model.context(image, level, label))
-
-
-class Tick(nn.Module):
-    """One tick of rows that may each be at a different tick."""
-
-    @torch.no_grad()
-    def __init__(self, model: EnhancedCTMDiffusion, tick_cap: int, *, convolve: bool = False) -> None:
-        """Freeze a model; the arguments are as for a CTM's `Tick`."""
-        super().__init__()
-        core = core_of(model)
-        self.core = FrozenCore(core, tick_cap, convolve=convolve)
-        self.answer_shape = core.config.answer_shape
-        self.readout, self.certainty = core.readout, CertaintyReadout(self.answer_shape)
+        self.thinker, self.model = thinker_of(model), model
 
     def forward(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        trace: Tensor,
-        post: Tensor,
-        action_sum: Tensor,
-        out_sum: Tensor,
-        ticks_done: Tensor,
+        self, image: Tensor, level: Tensor, label: Tensor, first: Tensor | None = None, second: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Arguments and results in the order of `specify`: context, state; next state, outputs."""
-        state, sync_out, attention = self.core(keys, values, None, trace, post, action_sum, out_sum, ticks_done)
-        prediction = self.readout(sync_out).unflatten(-1, self.answer_shape)
-        guide = torch.cat([sync_out, state[1]], dim=-1)
-        return *state, prediction, self.certainty(prediction), guide, attention
+        """[B, S, S], [B] and [B], and what is fed back in order, to keys, values and mask."""
+        seen = self.model.see(image, level, label, _named(self.model, first, second))
+        context = self.thinker.context(seen.tokens, None)
+        # Of the images' own numbers, so that its rows are as free as theirs.
+        shown_BL = torch.zeros_like(seen.tokens[..., 0])
+        mask = shown_BL if seen.hidden is None else shown_BL.masked_fill(seen.hidden, HIDDEN)
+        return context.keys, context.values, mask
 
 
 class ReverseStep(nn.Module):
@@ -167,7 +153,7 @@ class ReverseStep(nn.Module):
 
     def __init__(self, model: EnhancedCTMDiffusion) -> None:
         super().__init__()
-        core_of(model)
+        thinker_of(model)
         self.model = model
 
     def forward(
@@ -185,7 +171,10 @@ class ReverseStep(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Arguments and results in the order of `specify_finish`."""
         model = self.model
-        predicted = model.denoise(image, level, label, model.guide(prediction.flatten(1), certainty, guide, abstained))
+        state = model.control(guide, certainty).state
+        guided = model.guide(prediction.flatten(1), certainty, state, abstained)
+        predicted = model.denoise(image, level, label, guided)
         parts = model.schedule.take_apart(image, predicted, level, model.diffusion.target)
         parts = clipped(model.schedule, parts, level)
-        return reverse_step(model.schedule, parts, level, next_level, noise, eta), parts.clean
+        next_image = reverse_step(model.schedule, parts, level, next_level, noise, eta)
+        return next_image, parts.clean, *model.hand_on(parts).values()

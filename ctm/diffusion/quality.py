@@ -106,12 +106,19 @@ def _judge(
         return (found - noise).square().flatten(1).mean(-1)
 
     base = error(model.denoise(noisy, level, labels, None))
-    if model.core is None:
+    if model.thinker is None:
         nothing = base.new_zeros(len(base), 0)
         return base, nothing, nothing, level
     thought, nobody = model.think(noisy, level, labels), torch.zeros(len(base), dtype=torch.bool, device=base.device)
     guided = [
-        error(model.denoise(noisy, level, labels, model.guide(prediction, certainty, state, nobody)))
+        error(
+            model.denoise(
+                noisy,
+                level,
+                labels,
+                model.guide(prediction, certainty, model.control(state, certainty).state, nobody),
+            )
+        )
         for prediction, certainty, state in zip(*(ticked.unbind(1) for ticked in thought), strict=True)
     ]
     return base, torch.stack(guided, dim=1), thought.certainties, level

@@ -17,6 +17,7 @@ from torch import Tensor
 from ctm.diffusion.denoiser import Guide
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, clipped, reverse_step, spaced_levels
+from ctm.diffusion.senses import Fed
 
 
 class Samples(NamedTuple):
@@ -64,13 +65,17 @@ def sample(
         raise ValueError(f"confidence_threshold must be in [0, 1], got {threshold}")
     levels = [*map(int, spaced_levels(model.diffusion.levels, steps)), CLEAN]
     image, eta_N = noise(0), torch.full(label_N.shape, eta, device=label_N.device)
+    fed = model.nothing_fed(image)
     seen: list[tuple[Tensor, ...]] = []
     for step, (level, following) in enumerate(pairwise(levels), start=1):
         level_N, next_N = torch.full_like(label_N, level), torch.full_like(label_N, following)
-        guide, certainty_N, abstains_N, ticks_N = _guide(model, image, level_N, label_N, certainty_threshold, threshold)
+        guide, certainty_N, abstains_N, ticks_N = _guide(
+            model, image, level_N, label_N, fed, certainty_threshold, threshold
+        )
         predicted = model.denoise(image, level_N, label_N, guide)
         parts = model.schedule.take_apart(image, predicted, level_N, model.diffusion.target)
         parts = clipped(model.schedule, parts, level_N)
+        fed = model.hand_on(parts)
         # The last step adds nothing.
         fresh = noise(step) if following != CLEAN else torch.zeros_like(image)
         image = reverse_step(model.schedule, parts, level_N, next_N, fresh, eta_N)
@@ -79,12 +84,18 @@ def sample(
 
 
 def _guide(
-    model: EnhancedCTMDiffusion, image: Tensor, level_N: Tensor, label_N: Tensor, certain: float, threshold: float
+    model: EnhancedCTMDiffusion,
+    image: Tensor,
+    level_N: Tensor,
+    label_N: Tensor,
+    fed: Fed,
+    certain: float,
+    threshold: float,
 ) -> tuple[Guide | None, Tensor, Tensor, Tensor]:
-    if model.core is None:
+    if model.thinker is None:
         nothing = torch.zeros(len(image), device=image.device)
         return None, nothing, nothing > 0, nothing.long()
-    thought = model.think(image, level_N, label_N)
+    thought = model.think(image, level_N, label_N, fed)
     certainty_NT = thought.certainties.clamp(0, 1)
     reached_NT = certainty_NT >= certain
     ticks = certainty_NT.shape[1]
@@ -95,5 +106,6 @@ def _guide(
     here = torch.arange(len(image), device=image.device)
     certainty_N = certainty_NT[here, answer_N]
     abstains_N = certainty_N < threshold
-    guide = model.guide(thought.predictions[here, answer_N], certainty_N, thought.states[here, answer_N], abstains_N)
+    state = model.control(thought.states[here, answer_N], certainty_N).state
+    guide = model.guide(thought.predictions[here, answer_N], certainty_N, state, abstains_N)
     return guide, certainty_N, abstains_N, used_N

@@ -33,12 +33,13 @@ class DiffusionFamily(Family):
         return EnhancedCTMDiffusion(self.config.model, self._config, seed=seed)
 
     def compile(self, model: nn.Module) -> None:
-        core = _diffusion(model).core
-        if core is not None:
+        thinker = _diffusion(model).thinker
+        if thinker is not None:
+            core = thinker.core
             core.tick = torch.compile(core.tick, dynamic=False)  # type: ignore[method-assign]  # of this instance
 
     def project(self, model: nn.Module) -> None:
-        _diffusion(model).project_decays()
+        _diffusion(model).after_update()
 
     def learn(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Learned:
         loss = model(to_diffusion(inputs, self._config.side), targets)

@@ -1,0 +1,16 @@
+"""Images as rows of square patches, and back."""
+
+from torch import Tensor
+
+
+def cut(image_NSS: Tensor, patch: int) -> Tensor:
+    """[N, S, S] to patches, [N, P, patch * patch], row by row."""
+    across = image_NSS.shape[-1] // patch
+    return image_NSS.view(-1, across, patch, across, patch).transpose(2, 3).reshape(-1, across**2, patch**2)
+
+
+def join(patches: Tensor, side: int) -> Tensor:
+    """The inverse of `cut`."""
+    patch = round(patches.shape[-1] ** 0.5)
+    across = side // patch
+    return patches.view(-1, across, across, patch, patch).transpose(2, 3).reshape(-1, side, side)

@@ -1,0 +1,141 @@
+"""What thinks about a noisy image: tokens in, and at every tick a prediction, a certainty and a state that guides.
+
+    tokens ── context ──> keys, values ── ticks ──> bins of x_0, certainty, state = [out sync, post-activations]
+
+The denoiser, training and the program know no other side of a thought, so that cores can be exchanged.
+"""
+
+# Shapes: N rows, T ticks, L tokens, E width of a token, C answer, O out pairs, D neurons, h heads, S state.
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ctm import program
+from ctm.attention import Context, MaskedContext
+from ctm.config import CTMConfig
+from ctm.diffusion.thinker_program import PlainTick
+from ctm.losses import parity_loss
+from ctm.model import CTM
+from ctm.program import TensorSpec
+
+
+class Moment(NamedTuple):
+    """One tick of every row."""
+
+    prediction: Tensor
+    """[N, C] logits over bins."""
+    certainty: Tensor
+    """[N]"""
+    state: Tensor
+    """[N, S] what guides the denoiser."""
+
+
+class Musings(NamedTuple):
+    """What thoughts about noisy images led to, tick by tick."""
+
+    predictions: Tensor
+    """[N, T, C] logits over bins."""
+    certainties: Tensor
+    """[N, T]"""
+    states: Tensor
+    """[N, T, S]"""
+
+
+class BinsLoss(NamedTuple):
+    """The thought's own loss."""
+
+    value: Tensor
+    tick: Tensor
+    """[N] the most certain one, from 0."""
+
+
+class Thinker(nn.Module, ABC):
+    """A core that thinks about tokens."""
+
+    def __init__(self, core: CTM) -> None:
+        super().__init__()
+        self.core = core
+
+    @property
+    def config(self) -> CTMConfig:
+        return self.core.config
+
+    @property
+    def state_width(self) -> int:
+        """[S]"""
+        return self.config.out_pairs + self.config.width
+
+    def context(self, tokens_NLE: Tensor, hidden_NL: Tensor | None) -> Context | MaskedContext:
+        """What is attended to; true in `hidden_NL` where a row has no token."""
+        context = self.core.attention.context(self.core.embed(tokens_NLE.transpose(1, 2)))
+        return context if hidden_NL is None else MaskedContext(*context, hidden_NL.unsqueeze(1))
+
+    def think(self, context: Context | MaskedContext, rows: int) -> Musings:
+        """All ticks of all rows."""
+        return Musings(*(torch.stack(ticked, dim=1) for ticked in zip(*self.ticks(context, rows), strict=True)))
+
+    @abstractmethod
+    def ticks(self, context: Context | MaskedContext, rows: int) -> Iterator[Moment]:
+        """One tick after the other, `config.ticks` of them."""
+
+    def judge(self, thought: Musings, bins_NX: Tensor) -> BinsLoss:
+        """The cross-entropy of the bins of X positions: by the best and the most certain tick, the paper's loss."""
+        loss = parity_loss(thought.predictions, thought.certainties, bins_NX)
+        return BinsLoss(loss.value, loss.tick)
+
+    @abstractmethod
+    def state_specs(self) -> tuple[TensorSpec, ...]:
+        """What a thought carries from tick to tick, as a program."""
+
+    @abstractmethod
+    def start_values(self) -> dict[str, Tensor]:
+        """The start value of every state tensor by its name, without the row dimension."""
+
+    def output_specs(self, tokens: int) -> tuple[TensorSpec, ...]:
+        """What a tick of the program gives beside the next state."""
+        config = self.config
+        return (
+            TensorSpec(
+                name="prediction", shape=config.answer_shape, role="prediction", description="logits over bins of x_0"
+            ),
+            TensorSpec(name="certainty", shape=(), role="certainty", description="1 - normalised entropy"),
+            TensorSpec(name="guide", shape=(self.state_width,), description="out sync, activations"),
+            TensorSpec(
+                name="attention",
+                shape=(config.heads, tokens),
+                role="detail",
+                description="weights over tokens, by head",
+            ),
+        )
+
+    @abstractmethod
+    def frozen(self, tick_cap: int, *, convolve: bool) -> nn.Module:
+        """The program's tick: keys, values, mask and state to the next state and `output_specs`."""
+
+    def project_decays(self) -> None:
+        """Move decays back to where they mean something; after every update."""
+        self.core.project_decays()
+
+
+class PlainThinker(Thinker):
+    """A CTM."""
+
+    def ticks(self, context: Context | MaskedContext, rows: int) -> Iterator[Moment]:
+        core, state = self.core, self.core.start(rows)
+        for root_beta_action, root_beta_out in islice(core.root_betas(), core.config.ticks):
+            state, output = core.tick(context, state, root_beta_action, root_beta_out)
+            yield Moment(output.prediction, output.certainty, torch.cat([output.sync_out, state.post], dim=-1))
+
+    def state_specs(self) -> tuple[TensorSpec, ...]:
+        return program.specify_state(self.config)
+
+    def start_values(self) -> dict[str, Tensor]:
+        return program.start_values(self.core)
+
+    def frozen(self, tick_cap: int, *, convolve: bool) -> nn.Module:
+        return PlainTick(self.core, tick_cap, convolve=convolve)

@@ -1,0 +1,38 @@
+"""The tick of a thought about a noisy image, frozen: rows at different ticks, tokens that may be hidden."""
+
+# Shapes: B rows, L tokens.
+
+import torch
+from torch import Tensor, nn
+
+from ctm.frozen import CertaintyReadout
+from ctm.model import CTM
+from ctm.program import FrozenCore
+
+
+class PlainTick(nn.Module):
+    """One tick of a CTM."""
+
+    @torch.no_grad()
+    def __init__(self, core: CTM, tick_cap: int, *, convolve: bool) -> None:
+        """The arguments are as for a CTM's `Tick`."""
+        super().__init__()
+        self.core = FrozenCore(core, tick_cap, convolve=convolve)
+        self.answer_shape = core.config.answer_shape
+        self.readout, self.certainty = core.readout, CertaintyReadout(self.answer_shape)
+
+    def forward(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        trace: Tensor,
+        post: Tensor,
+        action_sum: Tensor,
+        out_sum: Tensor,
+        ticks_done: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Context (the mask, [B, L], is added to attention's scores) and state; next state, outputs."""
+        state, sync_out, attention = self.core(keys, values, mask, trace, post, action_sum, out_sum, ticks_done)
+        prediction = self.readout(sync_out).unflatten(-1, self.answer_shape)
+        return *state, prediction, self.certainty(prediction), torch.cat([sync_out, state[1]], dim=-1), attention

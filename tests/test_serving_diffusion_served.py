@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from served import served
-from tiny_diffusion import tiny_diffusion
+from tiny_diffusion import tiny_diffusion, write_diffusion_bundle
 
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import clipped, reverse_step
@@ -43,19 +43,27 @@ KINDS = ["onnx", "torchscript", "eager"]
 
 @cache
 def model() -> EnhancedCTMDiffusion:
-    return tiny_diffusion()
+    return tiny_diffusion(refine=True)
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_diffusion_store: Path) -> Bundle:
-    return load_bundle(tiny_diffusion_store / "tiny-diffusion" / "1")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With one exported model, whose thoughts are also told what the step before took for the clean image."""
+    folder = tmp_path_factory.mktemp("store")
+    write_diffusion_bundle(folder, refine=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(store: Path) -> Bundle:
+    return load_bundle(store / "tiny-diffusion" / "1")
 
 
 @pytest.fixture(scope="module")
 def backends(bundle: Bundle) -> Any:
     @cache
     def load(kind: str, num_slots: int = 4) -> Backend:
-        config = BackendConfig(kind=kind, allow_torchscript=True, intra_op_threads=1)  # type: ignore[arg-type]
+        config = BackendConfig(kind=kind, allow_torchscript=True, intra_op_threads=1)
         return load_backend(bundle, config, EngineConfig(num_slots=num_slots, encode_rows_per_step=4))
 
     return load
@@ -172,8 +180,8 @@ def read(url: str) -> str:
         return str(response.read().decode())
 
 
-async def test_a_bundle_of_diffusion_is_served(tiny_diffusion_store):
-    async with served(tiny_diffusion_store) as server, AsyncClient(server.address) as client:
+async def test_a_bundle_of_diffusion_is_served(store):
+    async with served(store) as server, AsyncClient(server.address) as client:
         result = await client.sample("tiny-diffusion", ["two", "none"], seed=3, abstain_below=1.0).result()
         again = await client.sample("tiny-diffusion", [2, 0], seed=3, abstain_below=1.0, images_every=0).result()
         with pytest.raises(api.InvalidRequest, match=r"row 0: got 4, expected a class, 0 to 3 \(none, one, two, three"):

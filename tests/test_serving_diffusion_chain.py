@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import ScriptedBackend
 from scripted_diffusion import BUNDLE, HEIGHT, SPOILT, TICKS, WIDTH, WILD, ScriptedDiffusion, certainty_of
 
 from ctm.diffusion import reverse
@@ -244,6 +245,13 @@ def test_a_certain_row_takes_several_planned_steps_at_once():
     shy = asked(PLAIN, steps=10, stride=3, below=0.9)
     levels = [int(answer.outputs["level"]) for answer in answers(run(make_engine(), shy)[shy])]
     assert levels == list(range(8, -2, -1)), "less certain than the threshold: one at a time"
+
+
+def test_a_program_without_a_finish_keeps_predictions_alone():
+    plain, finished = ScriptedBackend(2), ScriptedDiffusion(2)
+    assert (set(plain._kept), set(plain._began)) == ({"prediction"}, set())
+    assert set(finished._kept) == {"prediction", "certainty", "guide"}
+    assert set(finished._began) == {"image", "level", "label", "links", "next_level", "eta", "noise"}
 
 
 # ---- what goes wrong

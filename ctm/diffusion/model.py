@@ -24,6 +24,7 @@ from ctm.diffusion.denoiser import Denoiser, Guide
 from ctm.diffusion.noise import NoiseSchedule, Parts
 from ctm.diffusion.reverse import clipped
 from ctm.diffusion.senses import Fed, Seen, Senses
+from ctm.diffusion.senses_jepa import SensesJEPA
 from ctm.diffusion.thinker import Musings, PlainThinker, Thinker
 from ctm.model import CTM
 
@@ -60,6 +61,7 @@ class EnhancedCTMDiffusion(nn.Module):
             self.senses, self.control = Senses(diffusion), Control(diffusion)
             state_width = self.thinker.state_width
         self.denoiser = Denoiser(diffusion, state_width)
+        self.jepa = SensesJEPA(self.senses, diffusion.jepa) if diffusion.jepa is not None else None
 
     def see(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, fed: Fed) -> Seen:
         """What a thought attends to in images of [N, S, S]."""
@@ -113,6 +115,8 @@ class EnhancedCTMDiffusion(nn.Module):
         guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, alone_N)
         error_N = (self.denoise(noisy, level_N, label_N, guide) - target).square().flatten(1).mean(-1)
         losses = {"bins": bins.value, **seen.losses, **controlled.losses}
+        if self.jepa is not None:
+            losses["jepa"] = self.jepa(seen, clean, label_N, self.nothing_fed(clean))
         value = error_N.mean() + sum(config.weights.of(name) * loss for name, loss in losses.items())
         judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, config.bins)).argmax(-1)
         right = (judged == bin_of(clean, config.bins).flatten(1)).float().mean()
@@ -120,9 +124,11 @@ class EnhancedCTMDiffusion(nn.Module):
         return DiffusionLoss(value, guided, base, right, bins.tick, losses)
 
     def after_update(self) -> None:
-        """Move decays back to where they mean something; after every update."""
+        """Move decays back to where they mean something, and slow copies on; after every update."""
         if self.thinker is not None:
             self.thinker.project_decays()
+        if self.jepa is not None:
+            self.jepa.slow.update(self.senses)
 
     def _think(self, seen: Seen) -> Musings:
         assert self.thinker is not None, "the model thinks"

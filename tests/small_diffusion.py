@@ -36,6 +36,7 @@ SENSES: dict[str, dict[str, object]] = {
     "granularity": {"granularity": GranularityConfig(length=36, width=16, word=3, block=12, token=3)},
     "patcher": {"patcher": PATCHER},
     "jepa": {"jepa": JEPAConfig(hidden=16)},
+    "dynamic": {"dynamic": PATCHER},
 }
 """What switches on each of the senses' parts."""
 

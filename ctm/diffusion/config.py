@@ -27,7 +27,7 @@ class LossWeights:
     bins: float = 0.1
     """Of the thought's own loss, the cross-entropy over bins."""
     entropy: float = 0.1
-    """Of the patcher's next-byte loss; its own weights alone learn by it."""
+    """Of the patchers' next-byte loss; entropy models alone learn by it."""
     jepa: float = 0.1
     """Of telling the tokens of a stretch of the clean image."""
 
@@ -107,6 +107,9 @@ class DiffusionConfig:
     jepa: JEPAConfig | None = None
     """Teaches the senses to tell one stretch of the clean image from another of the noisy one."""
 
+    dynamic: PatcherConfig | None = None
+    """Has the denoiser work on dynamic patches of the noisy image's bytes; None on those of the grid."""
+
     weights: LossWeights = LossWeights()
     """Of the losses beside the denoiser's error."""
 
@@ -139,6 +142,7 @@ class DiffusionConfig:
             tracker=self.tracker,
             granularity=self.granularity,
             patcher=self.patcher,
+            dynamic=self.dynamic,
             jepa=self.jepa,
         )
         if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):

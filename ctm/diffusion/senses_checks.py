@@ -1,4 +1,4 @@
-"""What the senses' parts must be to fit the images and the tokens of one diffusion model."""
+"""What the parts that read images must be to fit the pixels and the tokens of one diffusion model."""
 
 from ctm.diffusion.granularity import GranularityConfig
 from ctm.diffusion.jepa import JEPAConfig
@@ -14,10 +14,11 @@ def check_senses(
     tracker: TrackerConfig | None,
     granularity: GranularityConfig | None,
     patcher: PatcherConfig | None,
+    dynamic: PatcherConfig | None,
     jepa: JEPAConfig | None,
 ) -> None:
     """Raise ValueError, with both sides, unless what is switched on fits."""
-    for name, part in (("granularity", granularity), ("patcher", patcher)):
+    for name, part in (("granularity", granularity), ("patcher", patcher), ("dynamic", dynamic)):
         if part is None:
             continue
         if part.length != side**2:

@@ -12,7 +12,7 @@ the grid: dynamic ones lie elsewhere in the clean image than in the noisy one, s
 import torch
 from torch import Tensor, nn
 
-from ctm.diffusion.jepa import DRAWS, JEPAConfig, JEPAPredictor, SlowCopy, draw_views, jepa_loss
+from ctm.diffusion.jepa import JEPAConfig, JEPAPredictor, SlowCopy, draw_views, jepa_loss
 from ctm.diffusion.senses import Fed, Seen, Senses
 
 
@@ -26,16 +26,16 @@ class SensesJEPA(nn.Module):
         self.predictor = JEPAPredictor(senses.config.width, self.patches, config)
         self.slow = SlowCopy(senses, config.decay)
 
-    def forward(self, seen: Seen, clean: Tensor, label_N: Tensor, fed: Fed) -> Tensor:
-        """The loss, a scalar; which stretches is drawn from torch's generator.
+    def forward(self, seen: Seen, clean: Tensor, label_N: Tensor, fed: Fed, uniform: Tensor) -> Tensor:
+        """The loss, a scalar.
 
         Args:
             seen: what the senses made of the noisy images.
             clean: [N, S, S]
             fed: nothing, as before the first reverse step.
+            uniform: numbers in [0, 1), [N, DRAWS], which decide on the stretches.
         """
         tokens_NPE = seen.tokens[:, : self.patches]
-        uniform = torch.rand(len(clean), DRAWS, device=clean.device)
         views = draw_views(uniform, torch.full_like(label_N, self.patches), self.patches, self.config)
         looked: Seen = self.slow(clean, torch.zeros_like(label_N), label_N, fed)
         told = self.predictor(tokens_NPE, views.context)

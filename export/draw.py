@@ -75,7 +75,8 @@ def draw(servable: ServableDiffusion, artefact: Artefact, wanted: Wanted) -> Dra
         links.append((found["estimate"], thought.certainty, ends["abstained"], thought.ticks_used))
         near = float(np.abs(thought.certainty - wanted.abstain_below).min())
         margin = min(margin, thought.margin, near)
-    return Drawn(given["image"], *(np.stack(kept) for kept in zip(*links, strict=True)), margin)
+    estimates, certainties, abstained, ticks_used = (np.stack(kept) for kept in zip(*links, strict=True))
+    return Drawn(given["image"], estimates, certainties, abstained, ticks_used, margin)
 
 
 class _Thought(NamedTuple):

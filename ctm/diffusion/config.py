@@ -6,11 +6,19 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 from ctm.config import CTMConfig
+from ctm.diffusion.basal_ganglia import BasalGangliaConfig
+from ctm.diffusion.control_widths import check_widths
+from ctm.diffusion.emotion import EmotionConfig
+from ctm.diffusion.goal import GoalConfig
+from ctm.diffusion.mirror import MirrorConfig
 from ctm.diffusion.noise import ScheduleName, Target
+from ctm.diffusion.synaptic_empathy import SynapticEmpathyConfig
 from ctm.plain import from_plain
 
 _COUNTS = ("side", "patch", "classes", "levels", "bins", "width", "layers", "heads", "thought_tokens")
-_SWITCHES = ("refine",)
+WATCHING = ("empathy", "emotion", "goal", "mirror")
+"""What watches another thought."""
+_SWITCHES = ("refine", "basal_ganglia", *WATCHING)
 """What has no meaning without a thought."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
@@ -21,6 +29,21 @@ class LossWeights:
 
     bins: float = 0.1
     """Of the thought's own loss, the cross-entropy over bins."""
+
+    value: float = 0.1
+    """Of what the basal ganglia expect of a row: the squared error of the reward."""
+
+    gate: float = 0.01
+    """Of what they let through, by the reward that was not expected."""
+
+    goal: float = 0.1
+    """Of telling the class another thought was asked for: cross-entropy."""
+
+    empathy: float = 0.01
+    """Of one minus resonance with another thought."""
+
+    selfless: float = 0.01
+    """Of one minus the reward for bringing another's estimate nearer the clean image."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -86,6 +109,21 @@ class DiffusionConfig:
     refine: bool = False
     """Whether each reverse step's estimate of the clean image is handed to the next one's thought."""
 
+    basal_ganglia: BasalGangliaConfig | None = None
+    """Whether what guides is gated, channel by channel, and how."""
+
+    empathy: SynapticEmpathyConfig | None = None
+    """Whether a thought's neurons are drawn to another thought's where their traces run alike."""
+
+    emotion: EmotionConfig | None = None
+    """Whether codes of the own and of another thought's activity move what guides."""
+
+    goal: GoalConfig | None = None
+    """Whether what another thought is believed to be after moves what guides."""
+
+    mirror: MirrorConfig | None = None
+    """Whether a thought leans towards helping another: emotion and goal of its own, and a reward."""
+
     weights: LossWeights = LossWeights()
     """Of the losses beside the denoiser's error."""
 
@@ -120,9 +158,9 @@ class DiffusionConfig:
         return (self.side // self.patch) ** 2
 
     @property
-    def fed(self) -> dict[str, tuple[int, ...]]:
-        """What a reverse step hands to the thought of the next, by name, with the shapes of one row."""
-        return {"estimate": (self.side, self.side)} if self.refine else {}
+    def watches(self) -> bool:
+        """Whether a thought is told of another one: that of the reverse step before."""
+        return any(getattr(self, name) is not None for name in WATCHING)
 
     def check_core(self, core: CTMConfig) -> None:
         """Raise ValueError unless a CTM can think about such images."""
@@ -141,6 +179,7 @@ class DiffusionConfig:
                     f"model.{name} must be {value!r} for diffusion of {self.side} x {self.side} pixels in patches of "
                     f"{self.patch}, {self.bins} bins and width {self.width}, got {getattr(core, name)!r}"
                 )
+        check_widths(self, core)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""

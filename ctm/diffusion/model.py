@@ -19,7 +19,7 @@ from ctm.certainty import most_certain
 from ctm.config import CTMConfig
 from ctm.diffusion.bins import bin_of, expected
 from ctm.diffusion.config import DiffusionConfig
-from ctm.diffusion.control import Control
+from ctm.diffusion.control import OTHER, Control, Controlled, Outcome
 from ctm.diffusion.denoiser import Denoiser, Guide
 from ctm.diffusion.noise import NoiseSchedule, Parts
 from ctm.diffusion.reverse import clipped
@@ -44,6 +44,15 @@ class DiffusionLoss(NamedTuple):
     """What is descended beside the denoiser's error, unweighted, by the name of its weight."""
 
 
+class Watched(NamedTuple):
+    """Another thought that rows are told of while they learn."""
+
+    fed: Mapping[str, Tensor]
+    """What it hands on."""
+    estimate: Tensor | None
+    """[N, S, S] what it took for the clean image."""
+
+
 class EnhancedCTMDiffusion(nn.Module):
     """The thought and the denoiser, with all that is switched on around them."""
 
@@ -56,9 +65,9 @@ class EnhancedCTMDiffusion(nn.Module):
         self.thinker: Thinker | None = None
         state_width = 0
         if diffusion.guided:
-            self.thinker = PlainThinker(CTM(core, seed=seed))
-            self.senses, self.control = Senses(diffusion), Control(diffusion)
-            state_width = self.thinker.state_width
+            self.thinker = PlainThinker(CTM(core, seed=seed), traces=diffusion.watches)
+            self.senses, self.control = Senses(diffusion), Control(diffusion, core)
+            state_width = self.control.state_width
         self.denoiser = Denoiser(diffusion, state_width)
 
     def see(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, fed: Fed) -> Seen:
@@ -81,13 +90,20 @@ class EnhancedCTMDiffusion(nn.Module):
         predicted: Tensor = self.denoiser(noisy, level_N, label_N, guide)
         return predicted
 
+    @property
+    def fed(self) -> dict[str, tuple[int, ...]]:
+        """What a reverse step hands to the thought of the next, by name, with the shapes of one row."""
+        estimate = {"estimate": (self.diffusion.side,) * 2} if self.diffusion.refine else {}
+        return estimate | (self.control.fed if self.thinker is not None else {})
+
     def nothing_fed(self, like: Tensor) -> dict[str, Tensor]:
         """What the first reverse step is handed: zeros, for as many rows as `like` has."""
-        return {name: like.new_zeros(len(like), *shape) for name, shape in self.diffusion.fed.items()}
+        return {name: like.new_zeros(len(like), *shape) for name, shape in self.fed.items()}
 
-    def hand_on(self, parts: Parts) -> dict[str, Tensor]:
-        """What one reverse step hands to the next."""
-        return {"estimate": parts.clean} if self.diffusion.refine else {}
+    def hand_on(self, parts: Parts, state: Tensor | None) -> dict[str, Tensor]:
+        """What one reverse step hands to the next, of its outcome and of the thinker's state that answered, [N, R]."""
+        estimate = {"estimate": parts.clean} if self.diffusion.refine else {}
+        return estimate if state is None else estimate | self.control.hand_on(state)
 
     def forward(self, clean: Tensor, label_N: Tensor) -> DiffusionLoss:
         """The loss for clean images, [N, S, S] in [-1, 1], made noisy by torch's generator."""
@@ -101,7 +117,9 @@ class EnhancedCTMDiffusion(nn.Module):
             nothing = error.detach() * 0
             return DiffusionLoss(error, nothing, error.detach(), nothing, torch.zeros_like(level_N), {})
 
-        seen = self.see(noisy, level_N, label_N, self._refined(noisy, level_N, label_N))
+        watched = self._watched(clean, noise, level_N, label_N)
+        fed = self._refined(noisy, level_N, label_N) | watched.fed
+        seen = self.see(noisy, level_N, label_N, fed)
         thought = self._think(seen)
         bins = self.thinker.judge(thought, bin_of(clean, config.bins).flatten(1))
         alone_N = torch.rand(rows, device=device) < config.base_share
@@ -109,10 +127,19 @@ class EnhancedCTMDiffusion(nn.Module):
         here = torch.arange(rows, device=device)
         # A thought is certain of what it sees, not of what would suit the denoiser.
         certainty_N = thought.certainties[here, tick_N].detach()
-        controlled = self.control(thought.states[here, tick_N], certainty_N)
+        controlled = self.control(thought.states[here, tick_N], certainty_N, level_N, fed)
         guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, alone_N)
-        error_N = (self.denoise(noisy, level_N, label_N, guide) - target).square().flatten(1).mean(-1)
-        losses = {"bins": bins.value, **seen.losses, **controlled.losses}
+        predicted = self.denoise(noisy, level_N, label_N, guide)
+        error_N = (predicted - target).square().flatten(1).mean(-1)
+        outcome = Outcome(label_N, ~alone_N, error_N)
+        if config.basal_ganglia is not None:
+            with torch.no_grad():
+                base = self.denoise(noisy, level_N, label_N, None)
+            outcome = outcome._replace(base_error=(base - target).square().flatten(1).mean(-1))
+        if config.mirror is not None:
+            estimate = self._estimated(noisy, predicted, level_N).clean
+            outcome = outcome._replace(clean=clean, estimate=estimate, other_estimate=watched.estimate)
+        losses = {"bins": bins.value, **seen.losses, **self.control.losses(controlled, outcome)}
         value = error_N.mean() + sum(config.weights.of(name) * loss for name, loss in losses.items())
         judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, config.bins)).argmax(-1)
         right = (judged == bin_of(clean, config.bins).flatten(1)).float().mean()
@@ -131,20 +158,39 @@ class EnhancedCTMDiffusion(nn.Module):
     @torch.no_grad()
     def _refined(self, noisy: Tensor, level_N: Tensor, label_N: Tensor) -> dict[str, Tensor]:
         """What rows are handed while they learn: half of them what a first attempt gives, the others nothing."""
-        fed = self.nothing_fed(noisy)
         if not self.diffusion.refine:
-            return fed
+            return self.nothing_fed(noisy)
+        state, parts = self._attempt(noisy, level_N, label_N)
+        tried = torch.rand(len(noisy), device=noisy.device) < 0.5
+        found = self.hand_on(parts, state)
+        return {name: value * tried.view(-1, *(1,) * (value.dim() - 1)) for name, value in found.items()}
+
+    @torch.no_grad()
+    def _watched(self, clean: Tensor, noise: Tensor, level_N: Tensor, label_N: Tensor) -> Watched:
+        """The thought that rows are told of while they learn: about more of the same noise; none for half of them."""
+        if not self.diffusion.watches:
+            return Watched({}, None)
+        rows, further_N = len(clean), self.diffusion.levels - 1 - level_N
+        other_N = level_N + 1 + (torch.rand(rows, device=clean.device) * further_N).long()
+        there = (torch.rand(rows, device=clean.device) < 0.5) & (further_N > 0)
+        other_N = other_N.clamp(max=self.diffusion.levels - 1)
+        state, parts = self._attempt(self.schedule.add(clean, noise, other_N), other_N, label_N)
+        return Watched({OTHER: self.control.hand_on(state)[OTHER] * there.view(-1, 1, 1)}, parts.clean)
+
+    def _attempt(self, noisy: Tensor, level_N: Tensor, label_N: Tensor) -> tuple[Tensor, Parts]:
+        """The state, [N, R], and the outcome of a reverse step's most certain tick, as at the first step."""
+        fed = self.nothing_fed(noisy)
         thought = self.think(noisy, level_N, label_N, fed)
         tick_N, here = most_certain(thought.certainties), torch.arange(len(noisy), device=noisy.device)
-        certainty_N = thought.certainties[here, tick_N]
-        state = self.control(thought.states[here, tick_N], certainty_N).state
+        certainty_N, state = thought.certainties[here, tick_N], thought.states[here, tick_N]
         nobody_N = torch.zeros_like(certainty_N, dtype=torch.bool)
-        guide = self.guide(thought.predictions[here, tick_N], certainty_N, state, nobody_N)
-        predicted = self.denoise(noisy, level_N, label_N, guide)
+        controlled: Controlled = self.control(state, certainty_N, level_N, fed)
+        guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, nobody_N)
+        return state, self._estimated(noisy, self.denoise(noisy, level_N, label_N, guide), level_N)
+
+    def _estimated(self, noisy: Tensor, predicted: Tensor, level_N: Tensor) -> Parts:
         parts = self.schedule.take_apart(noisy, predicted, level_N, self.diffusion.target)
-        tried = torch.rand(len(noisy), device=noisy.device) < 0.5
-        found = self.hand_on(clipped(self.schedule, parts, level_N))
-        return {name: value * tried.view(-1, *(1,) * (value.dim() - 1)) for name, value in found.items()}
+        return clipped(self.schedule, parts, level_N)
 
     def _drawn_tick(self, certainties_NT: Tensor) -> Tensor:
         """[N]: a tick drawn at random for `any_tick` of the rows, the most certain one for the others."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ctm.diffusion.control import OTHER
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, clipped, reverse_step
 from ctm.diffusion.thinker import Thinker
@@ -43,7 +44,7 @@ def specify(model: EnhancedCTMDiffusion) -> Program:
     per_head = thinker.config.attention_width // heads
     fed = (
         TensorSpec(name=name, shape=shape, description="handed on by the reverse step before; zeros at first")
-        for name, shape in model.diffusion.fed.items()
+        for name, shape in model.fed.items()
     )
     return Program(
         inputs=(*_seen(model), *fed),
@@ -76,11 +77,12 @@ def specify_finish(model: EnhancedCTMDiffusion) -> Finish:
             TensorSpec(name="noise", shape=image, description="standard normal, of this step"),
             TensorSpec(name="abstained", shape=(), datatype="BOOL", description="takes the base path"),
             *of_tick,
+            *(spec for spec in program.inputs if spec.name == OTHER),
         ),
         results=(
             TensorSpec(name="next_image", shape=image),
             TensorSpec(name="estimate", shape=image, description="what the step took for the clean image"),
-            *(TensorSpec(name=f"next_{name}", shape=shape) for name, shape in model.diffusion.fed.items()),
+            *(TensorSpec(name=f"next_{name}", shape=shape) for name, shape in model.fed.items()),
         ),
     )
 
@@ -99,7 +101,7 @@ def tick(model: EnhancedCTMDiffusion, tick_cap: int, *, convolve: bool = False) 
 
 def _named(model: EnhancedCTMDiffusion, *fed: Tensor | None) -> dict[str, Tensor]:
     """What is fed back, by name: a traced function cannot have arguments of any name."""
-    return {name: value for name, value in zip(model.diffusion.fed, fed, strict=False) if value is not None}
+    return {name: value for name, value in zip(model.fed, fed, strict=False) if value is not None}
 
 
 def _seen(model: EnhancedCTMDiffusion) -> tuple[TensorSpec, ...]:
@@ -166,13 +168,15 @@ class ReverseStep(nn.Module):
         prediction: Tensor,
         certainty: Tensor,
         guide: Tensor,
+        other: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Arguments and results in the order of `specify_finish`."""
         model = self.model
-        state = model.control(guide, certainty).state
+        fed = {} if other is None else {OTHER: other}
+        state = model.control(guide, certainty, level, fed).state
         guided = model.guide(prediction.flatten(1), certainty, state, abstained)
         predicted = model.denoise(image, level, label, guided)
         parts = model.schedule.take_apart(image, predicted, level, model.diffusion.target)
         parts = clipped(model.schedule, parts, level)
         next_image = reverse_step(model.schedule, parts, level, next_level, noise, eta)
-        return next_image, parts.clean, *model.hand_on(parts).values()
+        return next_image, parts.clean, *model.hand_on(parts, guide).values()

@@ -69,13 +69,13 @@ def sample(
     seen: list[tuple[Tensor, ...]] = []
     for step, (level, following) in enumerate(pairwise(levels), start=1):
         level_N, next_N = torch.full_like(label_N, level), torch.full_like(label_N, following)
-        guide, certainty_N, abstains_N, ticks_N = _guide(
+        guide, state, certainty_N, abstains_N, ticks_N = _guide(
             model, image, level_N, label_N, fed, certainty_threshold, threshold
         )
         predicted = model.denoise(image, level_N, label_N, guide)
         parts = model.schedule.take_apart(image, predicted, level_N, model.diffusion.target)
         parts = clipped(model.schedule, parts, level_N)
-        fed = model.hand_on(parts)
+        fed = model.hand_on(parts, state)
         # The last step adds nothing.
         fresh = noise(step) if following != CLEAN else torch.zeros_like(image)
         image = reverse_step(model.schedule, parts, level_N, next_N, fresh, eta_N)
@@ -91,10 +91,10 @@ def _guide(
     fed: Fed,
     certain: float,
     threshold: float,
-) -> tuple[Guide | None, Tensor, Tensor, Tensor]:
+) -> tuple[Guide | None, Tensor | None, Tensor, Tensor, Tensor]:
     if model.thinker is None:
         nothing = torch.zeros(len(image), device=image.device)
-        return None, nothing, nothing > 0, nothing.long()
+        return None, None, nothing, nothing > 0, nothing.long()
     thought = model.think(image, level_N, label_N, fed)
     certainty_NT = thought.certainties.clamp(0, 1)
     reached_NT = certainty_NT >= certain
@@ -104,8 +104,8 @@ def _guide(
     ran_NT = torch.arange(ticks, device=image.device) < used_N[:, None]
     answer_N = certainty_NT.masked_fill(~ran_NT, -1.0).argmax(-1)
     here = torch.arange(len(image), device=image.device)
-    certainty_N = certainty_NT[here, answer_N]
+    certainty_N, state = certainty_NT[here, answer_N], thought.states[here, answer_N]
     abstains_N = certainty_N < threshold
-    state = model.control(thought.states[here, answer_N], certainty_N).state
-    guide = model.guide(thought.predictions[here, answer_N], certainty_N, state, abstains_N)
-    return guide, certainty_N, abstains_N, used_N
+    controlled = model.control(state, certainty_N, level_N, fed).state
+    guide = model.guide(thought.predictions[here, answer_N], certainty_N, controlled, abstains_N)
+    return guide, state, certainty_N, abstains_N, used_N

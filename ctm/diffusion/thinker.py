@@ -2,10 +2,12 @@
 
     tokens ── context ──> keys, values ── ticks ──> bins of x_0, certainty, state = [out sync, post-activations]
 
+Where other thoughts are watched, traces are part of the state as well, after the post-activations.
+
 The denoiser, training and the program know no other side of a thought, so that cores can be exchanged.
 """
 
-# Shapes: N rows, T ticks, L tokens, E width of a token, C answer, O out pairs, D neurons, h heads, S state.
+# Shapes: N rows, T ticks, L tokens, E width of a token, C answer, O out pairs, D neurons, M memory, h heads, S state.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -32,7 +34,7 @@ class Moment(NamedTuple):
     certainty: Tensor
     """[N]"""
     state: Tensor
-    """[N, S] what guides the denoiser."""
+    """[N, S] what guides the denoiser, or is watched by other thoughts."""
 
 
 class Musings(NamedTuple):
@@ -57,18 +59,24 @@ class BinsLoss(NamedTuple):
 class Thinker(nn.Module, ABC):
     """A core that thinks about tokens."""
 
-    def __init__(self, core: CTM) -> None:
+    def __init__(self, core: CTM, *, traces: bool = False) -> None:
+        """`traces`: whether they are part of the state."""
         super().__init__()
-        self.core = core
+        self.core, self.traces = core, traces
 
     @property
     def config(self) -> CTMConfig:
         return self.core.config
 
     @property
+    def state_description(self) -> str:
+        return "out sync, activations, traces" if self.traces else "out sync, activations"
+
+    @property
     def state_width(self) -> int:
         """[S]"""
-        return self.config.out_pairs + self.config.width
+        config = self.config
+        return config.out_pairs + config.width * (1 + config.memory * self.traces)
 
     def context(self, tokens_NLE: Tensor, hidden_NL: Tensor | None) -> Context | MaskedContext:
         """What is attended to; true in `hidden_NL` where a row has no token."""
@@ -104,7 +112,7 @@ class Thinker(nn.Module, ABC):
                 name="prediction", shape=config.answer_shape, role="prediction", description="logits over bins of x_0"
             ),
             TensorSpec(name="certainty", shape=(), role="certainty", description="1 - normalised entropy"),
-            TensorSpec(name="guide", shape=(self.state_width,), description="out sync, activations"),
+            TensorSpec(name="guide", shape=(self.state_width,), description=self.state_description),
             TensorSpec(
                 name="attention",
                 shape=(config.heads, tokens),
@@ -129,7 +137,8 @@ class PlainThinker(Thinker):
         core, state = self.core, self.core.start(rows)
         for root_beta_action, root_beta_out in islice(core.root_betas(), core.config.ticks):
             state, output = core.tick(context, state, root_beta_action, root_beta_out)
-            yield Moment(output.prediction, output.certainty, torch.cat([output.sync_out, state.post], dim=-1))
+            traces = [state.trace.flatten(1)] if self.traces else []
+            yield Moment(output.prediction, output.certainty, torch.cat([output.sync_out, state.post, *traces], dim=-1))
 
     def state_specs(self) -> tuple[TensorSpec, ...]:
         return program.specify_state(self.config)
@@ -138,4 +147,4 @@ class PlainThinker(Thinker):
         return program.start_values(self.core)
 
     def frozen(self, tick_cap: int, *, convolve: bool) -> nn.Module:
-        return PlainTick(self.core, tick_cap, convolve=convolve)
+        return PlainTick(self.core, tick_cap, convolve=convolve, traces=self.traces)

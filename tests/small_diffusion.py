@@ -5,8 +5,13 @@ from dataclasses import replace
 import torch
 
 from ctm.config import CTMConfig
+from ctm.diffusion.basal_ganglia import BasalGangliaConfig
 from ctm.diffusion.config import DiffusionConfig
+from ctm.diffusion.emotion import EmotionConfig
+from ctm.diffusion.goal import GoalConfig
+from ctm.diffusion.mirror import MirrorConfig
 from ctm.diffusion.model import EnhancedCTMDiffusion
+from ctm.diffusion.synaptic_empathy import SynapticEmpathyConfig
 
 DIFFUSION = DiffusionConfig(side=6, patch=3, classes=4, levels=20, bins=4, width=16, layers=2, heads=2)
 CORE = CTMConfig(
@@ -23,6 +28,16 @@ CORE = CTMConfig(
     out_dims=36 * 4,
     prediction_shape=(36, 4),
 )
+_EMOTION = EmotionConfig(width=24, emotions=3, hidden=6)
+_GOAL = GoalConfig(width=24, context=16, goals=4, hidden=6)
+CONTROL: dict[str, object] = {
+    "basal_ganglia": BasalGangliaConfig(hidden=8),
+    "empathy": SynapticEmpathyConfig(width=24),
+    "emotion": _EMOTION,
+    "goal": _GOAL,
+    "mirror": MirrorConfig(emotion=_EMOTION, goal=_GOAL, actions=36),
+}
+"""What gates a thought's state and what moves it, by the name of its switch."""
 
 
 def small_model(seed: int = 0, **settings: object) -> EnhancedCTMDiffusion:
@@ -34,6 +49,9 @@ def small_model(seed: int = 0, **settings: object) -> EnhancedCTMDiffusion:
             if not weight.any():
                 weight.normal_(std=0.2)
         if model.thinker is not None:
+            for weight in model.control.parameters():
+                if not weight.any():
+                    weight.normal_(std=0.5)
             # Otherwise all certainties are nearly the same, and thresholds tell no row from another.
             core = model.thinker.core
             for weight in (core.readout.weight, *core.synapse.parameters(), *core.neurons.parameters()):

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_diffusion import CORE, DIFFUSION, small_model
+from small_diffusion import CONTROL, CORE, DIFFUSION, small_model
 from torch import Tensor, nn
 
 from ctm.diffusion import program
@@ -75,7 +75,7 @@ def draw(
     """Sampling as a server does it: encode, ticks until certain, finish, the next link."""
     assert model.thinker is not None
     start = [value.numpy() for value in model.thinker.start_values().values()]
-    fed = [np.zeros((len(labels), *shape), np.float32) for shape in model.diffusion.fed.values()]
+    fed = [np.zeros((len(labels), *shape), np.float32) for shape in model.fed.values()]
     levels, image = [*map(int, spaced_levels(DIFFUSION.levels, STEPS)), CLEAN], noise(0).numpy()
     label, rows = labels.numpy(), len(labels)
     estimates, certainties, abstained, used = [], [], [], []
@@ -121,15 +121,17 @@ def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples,
 
 @pytest.mark.parametrize("form", ["torch", "onnx"])
 @pytest.mark.parametrize(
-    ("target", "refine"),
+    "settings",
     [
-        pytest.param("noise", False, id="noise"),
-        pytest.param("velocity", False, id="velocity"),
-        pytest.param("noise", True, id="refined"),
+        pytest.param({}, id="noise"),
+        pytest.param({"target": "velocity"}, id="velocity"),
+        pytest.param({"refine": True}, id="refined"),
+        *(pytest.param({name: CONTROL[name]}, id=name) for name in CONTROL),
+        pytest.param({"refine": True, **CONTROL}, id="all control"),
     ],
 )
-def test_link_by_link_gives_the_samples_of_the_sampler(form, target, refine, tmp_path):
-    model, labels = small_model(target=target, refine=refine), torch.arange(ROWS)
+def test_link_by_link_gives_the_samples_of_the_sampler(form, settings, tmp_path):
+    model, labels = small_model(**settings), torch.arange(ROWS)
     wanted, threshold, certain = drawn_clearly(model, labels)
     assert wanted.ticks_used.max() == CORE.ticks
     found = draw(model, in_torch(model) if form == "torch" else in_onnx(model, tmp_path), labels, threshold, certain)

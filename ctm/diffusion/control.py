@@ -129,7 +129,7 @@ class Control(nn.Module):
         return state_NR[:, self.channels : self.channels + self.neurons]
 
     def _mind(self, state_NR: Tensor) -> Mind:
-        trace = state_NR[:, self.channels + self.neurons :].unflatten(-1, (self.neurons, self.memory))
+        trace = torch.unflatten(state_NR[:, self.state_width :], -1, (self.neurons, self.memory))
         return Mind(trace, self._post(state_NR))
 
 

@@ -47,7 +47,7 @@ class DiffusionLoss(NamedTuple):
 class Watched(NamedTuple):
     """Another thought that rows are told of while they learn."""
 
-    fed: Mapping[str, Tensor]
+    fed: dict[str, Tensor]
     """What it hands on."""
     estimate: Tensor | None
     """[N, S, S] what it took for the clean image."""

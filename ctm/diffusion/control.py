@@ -165,7 +165,7 @@ def _images(outcome: Outcome) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _over(rows_N: Tensor, loss: Callable[..., Tensor], *values: Tensor) -> Tensor:
-    """The loss of some rows, 0 if there are none."""
+    """The loss of some rows; if there are none 0, of the same graph."""
     if rows_N.any():
         return loss(*(value[rows_N] for value in values))
-    return values[0].sum() * 0
+    return torch.stack([value.sum() for value in values]).sum() * 0

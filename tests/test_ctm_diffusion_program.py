@@ -13,9 +13,11 @@ from small_diffusion import CORE, DIFFUSION, small_model
 from torch import Tensor, nn
 
 from ctm.diffusion import program
+from ctm.diffusion.linear_attention import LinearAttentionConfig
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, spaced_levels
 from ctm.diffusion.sampling import Samples, sample
+from ctm.diffusion.wina import WINAConfig
 from export.onnx_graph import write_onnx
 
 Function = Callable[..., list[NDArray[np.generic]]]
@@ -102,7 +104,9 @@ def draw(
             (estimates, certainties, abstained, used), (estimate, best[1], gives_up, ticks), strict=True
         ):
             kept.append(torch.from_numpy(np.asarray(value)))
-    return Samples(torch.from_numpy(image), *map(torch.stack, (estimates, certainties, abstained, used)))
+    return Samples(
+        torch.from_numpy(image), *map(torch.stack, (estimates, certainties, abstained, used)), labels * 0 + STEPS
+    )
 
 
 def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples, float, float]:
@@ -121,15 +125,17 @@ def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples,
 
 @pytest.mark.parametrize("form", ["torch", "onnx"])
 @pytest.mark.parametrize(
-    ("target", "refine"),
+    "settings",
     [
-        pytest.param("noise", False, id="noise"),
-        pytest.param("velocity", False, id="velocity"),
-        pytest.param("noise", True, id="refined"),
+        pytest.param({}, id="noise"),
+        pytest.param({"target": "velocity"}, id="velocity"),
+        pytest.param({"refine": True}, id="refined"),
+        pytest.param({"wina": WINAConfig(sparsity=0.5)}, id="wina"),
+        pytest.param({"linear_attention": LinearAttentionConfig(key_width=4, exact=2)}, id="linear attention"),
     ],
 )
-def test_link_by_link_gives_the_samples_of_the_sampler(form, target, refine, tmp_path):
-    model, labels = small_model(target=target, refine=refine), torch.arange(ROWS)
+def test_link_by_link_gives_the_samples_of_the_sampler(form, settings, tmp_path):
+    model, labels = small_model(**settings), torch.arange(ROWS)
     wanted, threshold, certain = drawn_clearly(model, labels)
     assert wanted.ticks_used.max() == CORE.ticks
     found = draw(model, in_torch(model) if form == "torch" else in_onnx(model, tmp_path), labels, threshold, certain)

@@ -8,9 +8,6 @@ One network is both paths: without a thought, or with one of strength 0, it give
 
 # Shapes: N rows, T ticks, S side, K bins, C = S * S * K; of a thought's state [N, S], S is its width.
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,27 +18,13 @@ from ctm.diffusion.bins import bin_of, expected
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.control import Control
 from ctm.diffusion.denoiser import Denoiser, Guide
+from ctm.diffusion.lesson import DiffusionLoss, Lesson, Task, Told, joined
 from ctm.diffusion.noise import NoiseSchedule, Parts
+from ctm.diffusion.pipeline import overlapped, sent
 from ctm.diffusion.reverse import clipped
 from ctm.diffusion.senses import Fed, Seen, Senses
 from ctm.diffusion.thinker import Musings, PlainThinker, Thinker
 from ctm.model import CTM
-
-
-class DiffusionLoss(NamedTuple):
-    """What is descended, and its parts; scalars but for `tick`."""
-
-    value: Tensor
-    guided: Tensor
-    """Mean squared error of the guided rows' prediction; 0 if there are none."""
-    base: Tensor
-    """Of the rows without a thought; 0 if there are none."""
-    right: Tensor
-    """Share of pixels whose bin the thought has right at its most certain tick."""
-    tick: Tensor
-    """[N] that tick, from 0."""
-    losses: Mapping[str, Tensor]
-    """What is descended beside the denoiser's error, unweighted, by the name of its weight."""
 
 
 class EnhancedCTMDiffusion(nn.Module):
@@ -57,6 +40,7 @@ class EnhancedCTMDiffusion(nn.Module):
         state_width = 0
         if diffusion.guided:
             self.thinker = PlainThinker(CTM(core, seed=seed))
+            self.thinker.recomputes = diffusion.checkpoint_gradients
             self.senses, self.control = Senses(diffusion), Control(diffusion)
             state_width = self.thinker.state_width
         self.denoiser = Denoiser(diffusion, state_width)
@@ -78,6 +62,10 @@ class EnhancedCTMDiffusion(nn.Module):
 
     def denoise(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide | None) -> Tensor:
         """Noise or velocity, as the configuration says."""
+        if self.diffusion.pipeline is not None:
+            there = self.denoiser.device
+            found: Tensor = self.denoiser(*(sent(x, there) for x in (noisy, level_N, label_N)), sent(guide, there))
+            return found.to(noisy.device)
         predicted: Tensor = self.denoiser(noisy, level_N, label_N, guide)
         return predicted
 
@@ -91,7 +79,8 @@ class EnhancedCTMDiffusion(nn.Module):
 
     def forward(self, clean: Tensor, label_N: Tensor) -> DiffusionLoss:
         """The loss for clean images, [N, S, S] in [-1, 1], made noisy by torch's generator."""
-        config, rows, device = self.diffusion, len(clean), clean.device
+        config, rows, device = self.diffusion, len(clean), self.schedule.signal.device
+        clean, label_N = sent(clean, device), sent(label_N, device)
         level_N = torch.randint(config.levels, (rows,), device=device)
         noise = torch.randn_like(clean)
         noisy = self.schedule.add(clean, noise, level_N)
@@ -101,23 +90,47 @@ class EnhancedCTMDiffusion(nn.Module):
             nothing = error.detach() * 0
             return DiffusionLoss(error, nothing, error.detach(), nothing, torch.zeros_like(level_N), {})
 
-        seen = self.see(noisy, level_N, label_N, self._refined(noisy, level_N, label_N))
-        thought = self._think(seen)
-        bins = self.thinker.judge(thought, bin_of(clean, config.bins).flatten(1))
+        nobody_N = torch.zeros_like(level_N, dtype=torch.bool)
+        tried_N = torch.rand(rows, device=device) < 0.5 if config.refine else nobody_N
         alone_N = torch.rand(rows, device=device) < config.base_share
-        tick_N = self._drawn_tick(thought.certainties)
-        here = torch.arange(rows, device=device)
+        tick_N = torch.randint(self.thinker.config.ticks, (rows,), device=device)
+        by_drawn_N = torch.rand(rows, device=device) < config.any_tick
+        lesson = Lesson(clean, label_N, level_N, noise, noisy, target, tried_N, alone_N, tick_N, by_drawn_N)
+        parts = lesson.parts(1 if config.pipeline is None else config.pipeline.parts)
+        made = overlapped(parts, self._tell, self._err)
+        return joined([told for (told, _), _ in made], [error_N for _, error_N in made], alone_N, config.weights)
+
+    def _tell(self, lesson: Lesson) -> tuple[Told, Task]:
+        """Think about rows; what follows from it, and what is sent to the denoiser."""
+        assert self.thinker is not None, "the model thinks"
+        noisy, level_N, label_N = lesson.noisy, lesson.level, lesson.label
+        seen = self.see(noisy, level_N, label_N, self._refined(noisy, level_N, label_N, lesson.tried))
+        thought = self._think(seen)
+        bin_NX = bin_of(lesson.clean, self.diffusion.bins).flatten(1)
+        bins = self.thinker.judge(thought, bin_NX)
+        tick_N = torch.where(lesson.by_drawn, lesson.tick, most_certain(thought.certainties))
+        here = torch.arange(len(noisy), device=noisy.device)
         # A thought is certain of what it sees, not of what would suit the denoiser.
         certainty_N = thought.certainties[here, tick_N].detach()
         controlled = self.control(thought.states[here, tick_N], certainty_N)
-        guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, alone_N)
-        error_N = (self.denoise(noisy, level_N, label_N, guide) - target).square().flatten(1).mean(-1)
-        losses = {"bins": bins.value, **seen.losses, **controlled.losses}
-        value = error_N.mean() + sum(config.weights.of(name) * loss for name, loss in losses.items())
-        judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, config.bins)).argmax(-1)
-        right = (judged == bin_of(clean, config.bins).flatten(1)).float().mean()
-        guided, base = _mean(error_N, ~alone_N), _mean(error_N, alone_N)
-        return DiffusionLoss(value, guided, base, right, bins.tick, losses)
+        guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, lesson.alone)
+        judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, self.diffusion.bins)).argmax(-1)
+        right = (judged == bin_NX).float().mean()
+        told = Told({"bins": bins.value, **seen.losses, **controlled.losses}, right, bins.tick)
+        return told, sent(Task(noisy, level_N, label_N, guide, lesson.target), self.denoiser.device)
+
+    def _err(self, told: tuple[Told, Task]) -> Tensor:
+        """[N]: the squared error of the denoiser, guided by what was told."""
+        _, (noisy, level_N, label_N, guide, target) = told
+        error_N: Tensor = (self.denoiser(noisy, level_N, label_N, guide) - target).square().flatten(1).mean(-1)
+        return error_N
+
+    def place(self) -> None:
+        """Put thought and denoiser where the pipeline has them; nothing without one."""
+        if self.diffusion.pipeline is not None:
+            first, second = self.diffusion.pipeline.devices
+            self.to(first)
+            self.denoiser.to(second)
 
     def after_update(self) -> None:
         """Move decays back to where they mean something; after every update."""
@@ -129,8 +142,8 @@ class EnhancedCTMDiffusion(nn.Module):
         return self.thinker.think(self.thinker.context(seen.tokens, seen.hidden), len(seen.tokens))
 
     @torch.no_grad()
-    def _refined(self, noisy: Tensor, level_N: Tensor, label_N: Tensor) -> dict[str, Tensor]:
-        """What rows are handed while they learn: half of them what a first attempt gives, the others nothing."""
+    def _refined(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, tried_N: Tensor) -> dict[str, Tensor]:
+        """What rows are handed while they learn: those chosen what a first attempt gives, the others nothing."""
         fed = self.nothing_fed(noisy)
         if not self.diffusion.refine:
             return fed
@@ -142,18 +155,5 @@ class EnhancedCTMDiffusion(nn.Module):
         guide = self.guide(thought.predictions[here, tick_N], certainty_N, state, nobody_N)
         predicted = self.denoise(noisy, level_N, label_N, guide)
         parts = self.schedule.take_apart(noisy, predicted, level_N, self.diffusion.target)
-        tried = torch.rand(len(noisy), device=noisy.device) < 0.5
         found = self.hand_on(clipped(self.schedule, parts, level_N))
-        return {name: value * tried.view(-1, *(1,) * (value.dim() - 1)) for name, value in found.items()}
-
-    def _drawn_tick(self, certainties_NT: Tensor) -> Tensor:
-        """[N]: a tick drawn at random for `any_tick` of the rows, the most certain one for the others."""
-        rows, ticks = certainties_NT.shape
-        drawn_N = torch.randint(ticks, (rows,), device=certainties_NT.device)
-        draw_N = torch.rand(rows, device=certainties_NT.device) < self.diffusion.any_tick
-        return torch.where(draw_N, drawn_N, most_certain(certainties_NT))
-
-
-def _mean(values_N: Tensor, mask_N: Tensor) -> Tensor:
-    """Of the chosen rows, 0 if there are none."""
-    return (values_N.detach() * mask_N).sum() / mask_N.sum().clamp(min=1)
+        return {name: value * tried_N.view(-1, *(1,) * (value.dim() - 1)) for name, value in found.items()}

@@ -9,7 +9,6 @@ rows, for the numbers that are published.
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,14 +24,13 @@ from benchmarks.hardware import inspect
 from benchmarks.hyper_plot import plot_claim
 from benchmarks.options import add_mnist_option
 from benchmarks.report import wide_console
-from benchmarks.runs import updates_done
+from benchmarks.runs import train_command, train_once
 from benchmarks.statistics import spread
 from ctm.calibration import calibration_error
 from ctm.checkpoint import load_model
 from ctm.frontier import NEVER, stopping
 from ctm.judge import judge
 from ctm.tasks import load_task
-from ctm.training.cli import parse
 from ctm.training.resume import last_checkpoint, run_of
 from export.commit import describe_commit
 
@@ -92,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed in options.seeds:
         # Seeds outermost: whatever ends this early leaves pairs.
         for arm in options.arms:
-            command = train_command(arm, seed, options.updates, options.data_dir)
+            command = train_command(CONFIGS / f"{arm}.toml", f"{arm}-{seed}", seed, options.updates, options.data_dir)
             folder = options.runs / f"{arm}-{seed}"
             train_once(folder, command)
             runs.append(measure(arm, seed, folder, command, options.data_dir, test=options.test))
@@ -117,39 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot_claim([(ARMS[arm], [run for run in runs if run.arm == arm]) for arm in options.arms], options.plot)
     print(json.dumps(document))
     return 0
-
-
-def train_command(arm: str, seed: int, updates: int | None, data_dir: Path | None) -> list[str]:
-    """The run of an arm and a seed, as one would type it."""
-    command = [
-        "ctm-train",
-        str(CONFIGS / f"{arm}.toml"),
-        "--name",
-        f"{arm}-{seed}",
-        "--seed",
-        str(seed),
-        "--device",
-        "cpu",
-    ]
-    command += [] if updates is None else ["--updates", str(updates)]
-    return command + ([] if data_dir is None else ["--data-dir", str(data_dir)])
-
-
-def train_once(folder: Path, command: Sequence[str]) -> None:
-    """Train, go on with what was interrupted, or leave what is finished as it is.
-
-    Raises:
-        ConfigError: the folder holds a run of other settings.
-    """
-    asked = parse(command[1:]).run
-    done = updates_done(folder, asked)
-    if done == asked.updates:
-        return
-    if done is None:
-        arguments = [*command[1:], "--output-dir", str(folder.parent.resolve())]
-    else:
-        arguments = ["--resume", str(folder.resolve())]
-    subprocess.run([sys.executable, "-m", "ctm.training", *arguments], cwd=ROOT, check=True)
 
 
 def measure(arm: str, seed: int, folder: Path, command: Sequence[str], data_dir: Path | None, *, test: bool) -> Run:

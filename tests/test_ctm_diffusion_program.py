@@ -13,9 +13,11 @@ from small_diffusion import CONTROL, CORE, DIFFUSION, small_model
 from torch import Tensor, nn
 
 from ctm.diffusion import program
+from ctm.diffusion.linear_attention import LinearAttentionConfig
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, spaced_levels
 from ctm.diffusion.sampling import Samples, sample
+from ctm.diffusion.wina import WINAConfig
 from export.onnx_graph import write_onnx
 
 Function = Callable[..., list[NDArray[np.generic]]]
@@ -102,7 +104,9 @@ def draw(
             (estimates, certainties, abstained, used), (estimate, best[1], gives_up, ticks), strict=True
         ):
             kept.append(torch.from_numpy(np.asarray(value)))
-    return Samples(torch.from_numpy(image), *map(torch.stack, (estimates, certainties, abstained, used)))
+    return Samples(
+        torch.from_numpy(image), *map(torch.stack, (estimates, certainties, abstained, used)), labels * 0 + STEPS
+    )
 
 
 def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples, float, float]:
@@ -128,6 +132,8 @@ def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples,
         pytest.param({"refine": True}, id="refined"),
         *(pytest.param({name: CONTROL[name]}, id=name) for name in CONTROL),
         pytest.param({"refine": True, **CONTROL}, id="all control"),
+        pytest.param({"wina": WINAConfig(sparsity=0.5)}, id="wina"),
+        pytest.param({"linear_attention": LinearAttentionConfig(key_width=4, exact=2)}, id="linear attention"),
     ],
 )
 def test_link_by_link_gives_the_samples_of_the_sampler(form, settings, tmp_path):

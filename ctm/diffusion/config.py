@@ -8,17 +8,21 @@ from typing import Any, get_args
 from ctm.config import CTMConfig
 from ctm.diffusion.basal_ganglia import BasalGangliaConfig
 from ctm.diffusion.control_widths import check_widths
+from ctm.diffusion.denoiser_attention import check_attention
 from ctm.diffusion.emotion import EmotionConfig
 from ctm.diffusion.goal import GoalConfig
+from ctm.diffusion.linear_attention import LinearAttentionConfig
 from ctm.diffusion.mirror import MirrorConfig
 from ctm.diffusion.noise import ScheduleName, Target
+from ctm.diffusion.pipeline import PipelineConfig
 from ctm.diffusion.synaptic_empathy import SynapticEmpathyConfig
+from ctm.diffusion.wina import WINAConfig
 from ctm.plain import from_plain
 
 _COUNTS = ("side", "patch", "classes", "levels", "bins", "width", "layers", "heads", "thought_tokens")
 WATCHING = ("empathy", "emotion", "goal", "mirror")
 """What watches another thought."""
-_SWITCHES = ("refine", "basal_ganglia", *WATCHING)
+_SWITCHES = ("refine", "pipeline", "basal_ganglia", *WATCHING)
 """What has no meaning without a thought."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
@@ -127,6 +131,18 @@ class DiffusionConfig:
     weights: LossWeights = LossWeights()
     """Of the losses beside the denoiser's error."""
 
+    wina: WINAConfig | None = None
+    """How much of what its layers see the denoiser drops; None drops nothing."""
+
+    linear_attention: LinearAttentionConfig | None = None
+    """The denoiser's attention at a cost linear in its tokens; None is softmax attention."""
+
+    checkpoint_gradients: bool = False
+    """Whether ticks and layers of the denoiser are computed again for the backward pass instead of being kept."""
+
+    pipeline: PipelineConfig | None = None
+    """Two devices on which thought and denoiser learn at the same time; None has them take turns."""
+
     confidence_threshold: float = 0.0
     """A row whose thought is less certain abstains: it takes the base path at that reverse step. 0: none does."""
 
@@ -151,6 +167,8 @@ class DiffusionConfig:
             raise ValueError(f"diffusion.width must be even, for sines and cosines of the level, got {self.width}")
         if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):
             raise ValueError(f"diffusion.{useless[0]} needs a thought, got guided = false")
+        if self.linear_attention is not None:
+            check_attention(self.linear_attention, self.wina, self.tokens + self.guided * self.thought_tokens)
 
     @property
     def tokens(self) -> int:

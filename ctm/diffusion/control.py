@@ -73,6 +73,11 @@ class Control(nn.Module):
             self.ganglia = BasalGanglia(core.width, config.width + 1, core.out_pairs, config.basal_ganglia)
 
     @property
+    def learns(self) -> bool:
+        """Whether there are losses of its own."""
+        return self.others is not None or self.ganglia is not None
+
+    @property
     def state_width(self) -> int:
         """[S]"""
         return self.channels + self.neurons
@@ -91,7 +96,7 @@ class Control(nn.Module):
 
         While training, whole channels are let through or held, by chance; otherwise each is as strong as its gate.
         """
-        if self.others is None and self.ganglia is None:
+        if not self.learns:
             return Controlled(state_NR)
         sync_NO, post_ND = state_NR[:, : self.channels], self._post(state_NR)
         code_NE, understood, gated, passed_NO = level_code(level_N, self.config.width), None, None, None

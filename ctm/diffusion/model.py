@@ -9,7 +9,6 @@ One network is both paths: without a thought, or with one of strength 0, it give
 # Shapes: N rows, T ticks, S side, K bins, C = S * S * K; of a thought's state [N, S], S is its width.
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,36 +20,13 @@ from ctm.diffusion.bins import bin_of, expected
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.control import OTHER, Control, Controlled, Outcome
 from ctm.diffusion.denoiser import Denoiser, Guide
+from ctm.diffusion.lesson import DiffusionLoss, Lesson, Task, Told, joined
 from ctm.diffusion.noise import NoiseSchedule, Parts
+from ctm.diffusion.pipeline import overlapped, sent
 from ctm.diffusion.reverse import clipped
 from ctm.diffusion.senses import Fed, Seen, Senses
 from ctm.diffusion.thinker import Musings, PlainThinker, Thinker
 from ctm.model import CTM
-
-
-class DiffusionLoss(NamedTuple):
-    """What is descended, and its parts; scalars but for `tick`."""
-
-    value: Tensor
-    guided: Tensor
-    """Mean squared error of the guided rows' prediction; 0 if there are none."""
-    base: Tensor
-    """Of the rows without a thought; 0 if there are none."""
-    right: Tensor
-    """Share of pixels whose bin the thought has right at its most certain tick."""
-    tick: Tensor
-    """[N] that tick, from 0."""
-    losses: Mapping[str, Tensor]
-    """What is descended beside the denoiser's error, unweighted, by the name of its weight."""
-
-
-class Watched(NamedTuple):
-    """Another thought that rows are told of while they learn."""
-
-    fed: dict[str, Tensor]
-    """What it hands on."""
-    estimate: Tensor | None
-    """[N, S, S] what it took for the clean image."""
 
 
 class EnhancedCTMDiffusion(nn.Module):
@@ -66,6 +42,7 @@ class EnhancedCTMDiffusion(nn.Module):
         state_width = 0
         if diffusion.guided:
             self.thinker = PlainThinker(CTM(core, seed=seed), traces=diffusion.watches)
+            self.thinker.recomputes = diffusion.checkpoint_gradients
             self.senses, self.control = Senses(diffusion), Control(diffusion, core)
             state_width = self.control.state_width
         self.denoiser = Denoiser(diffusion, state_width)
@@ -87,6 +64,10 @@ class EnhancedCTMDiffusion(nn.Module):
 
     def denoise(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide | None) -> Tensor:
         """Noise or velocity, as the configuration says."""
+        if self.diffusion.pipeline is not None:
+            there = self.denoiser.device
+            found: Tensor = self.denoiser(*(sent(x, there) for x in (noisy, level_N, label_N)), sent(guide, there))
+            return found.to(noisy.device)
         predicted: Tensor = self.denoiser(noisy, level_N, label_N, guide)
         return predicted
 
@@ -107,7 +88,8 @@ class EnhancedCTMDiffusion(nn.Module):
 
     def forward(self, clean: Tensor, label_N: Tensor) -> DiffusionLoss:
         """The loss for clean images, [N, S, S] in [-1, 1], made noisy by torch's generator."""
-        config, rows, device = self.diffusion, len(clean), clean.device
+        config, rows, device = self.diffusion, len(clean), self.schedule.signal.device
+        clean, label_N = sent(clean, device), sent(label_N, device)
         level_N = torch.randint(config.levels, (rows,), device=device)
         noise = torch.randn_like(clean)
         noisy = self.schedule.add(clean, noise, level_N)
@@ -117,34 +99,68 @@ class EnhancedCTMDiffusion(nn.Module):
             nothing = error.detach() * 0
             return DiffusionLoss(error, nothing, error.detach(), nothing, torch.zeros_like(level_N), {})
 
-        watched = self._watched(clean, noise, level_N, label_N)
-        fed = self._refined(noisy, level_N, label_N) | watched.fed
+        nobody_N = torch.zeros_like(level_N, dtype=torch.bool)
+        tried_N = torch.rand(rows, device=device) < 0.5 if config.refine else nobody_N
+        alone_N = torch.rand(rows, device=device) < config.base_share
+        tick_N = torch.randint(self.thinker.config.ticks, (rows,), device=device)
+        by_drawn_N = torch.rand(rows, device=device) < config.any_tick
+        other_N, watches_N = self._others(level_N) if config.watches else (level_N, nobody_N)
+        lesson = Lesson(
+            clean, label_N, level_N, noise, noisy, target, tried_N, alone_N, tick_N, by_drawn_N, other_N, watches_N
+        )
+        parts = lesson.parts(1 if config.pipeline is None else config.pipeline.parts)
+        made = overlapped(parts, self._tell, self._err)
+        told = [told._replace(losses={**told.losses, **rewards}) for (told, _), (_, rewards) in made]
+        return joined(told, [error_N for _, (error_N, _) in made], alone_N, config.weights)
+
+    def _tell(self, lesson: Lesson) -> tuple[Told, Task]:
+        """Think about rows; what follows from it, and what is sent to the denoiser."""
+        assert self.thinker is not None, "the model thinks"
+        noisy, level_N, label_N = lesson.noisy, lesson.level, lesson.label
+        watched, other_estimate = self._watched(lesson)
+        fed = self._refined(noisy, level_N, label_N, lesson.tried) | watched
         seen = self.see(noisy, level_N, label_N, fed)
         thought = self._think(seen)
-        bins = self.thinker.judge(thought, bin_of(clean, config.bins).flatten(1))
-        alone_N = torch.rand(rows, device=device) < config.base_share
-        tick_N = self._drawn_tick(thought.certainties)
-        here = torch.arange(rows, device=device)
+        bin_NX = bin_of(lesson.clean, self.diffusion.bins).flatten(1)
+        bins = self.thinker.judge(thought, bin_NX)
+        tick_N = torch.where(lesson.by_drawn, lesson.tick, most_certain(thought.certainties))
+        here = torch.arange(len(noisy), device=noisy.device)
         # A thought is certain of what it sees, not of what would suit the denoiser.
         certainty_N = thought.certainties[here, tick_N].detach()
         controlled = self.control(thought.states[here, tick_N], certainty_N, level_N, fed)
-        guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, alone_N)
-        predicted = self.denoise(noisy, level_N, label_N, guide)
-        error_N = (predicted - target).square().flatten(1).mean(-1)
-        outcome = Outcome(label_N, ~alone_N, error_N)
-        if config.basal_ganglia is not None:
+        guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, lesson.alone)
+        judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, self.diffusion.bins)).argmax(-1)
+        right = (judged == bin_NX).float().mean()
+        told = Told({"bins": bins.value, **seen.losses}, right, bins.tick, lesson, controlled, other_estimate)
+        return told, sent(Task(noisy, level_N, label_N, guide, lesson.target), self.denoiser.device)
+
+    def _err(self, made: tuple[Told, Task]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """[N]: the squared error of the denoiser, guided by what was told; and the losses that hang on it."""
+        told, (noisy, level_N, label_N, guide, target) = made
+        predicted = self.denoiser(noisy, level_N, label_N, guide)
+        error_N: Tensor = (predicted - target).square().flatten(1).mean(-1)
+        return error_N, self._rewards(told, predicted, error_N) if self.control.learns else {}
+
+    def _rewards(self, told: Told, predicted: Tensor, error_N: Tensor) -> Mapping[str, Tensor]:
+        """What is learned by what came of guiding."""
+        lesson = told.lesson
+        noisy, level_N, label_N = lesson.noisy, lesson.level, lesson.label
+        outcome = Outcome(label_N, ~lesson.alone, error_N.to(noisy.device))
+        if self.diffusion.basal_ganglia is not None:
             with torch.no_grad():
                 base = self.denoise(noisy, level_N, label_N, None)
-            outcome = outcome._replace(base_error=(base - target).square().flatten(1).mean(-1))
-        if config.mirror is not None:
-            estimate = self._estimated(noisy, predicted, level_N).clean
-            outcome = outcome._replace(clean=clean, estimate=estimate, other_estimate=watched.estimate)
-        losses = {"bins": bins.value, **seen.losses, **self.control.losses(controlled, outcome)}
-        value = error_N.mean() + sum(config.weights.of(name) * loss for name, loss in losses.items())
-        judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, config.bins)).argmax(-1)
-        right = (judged == bin_of(clean, config.bins).flatten(1)).float().mean()
-        guided, base = _mean(error_N, ~alone_N), _mean(error_N, alone_N)
-        return DiffusionLoss(value, guided, base, right, bins.tick, losses)
+            outcome = outcome._replace(base_error=(base - lesson.target).square().flatten(1).mean(-1))
+        if self.diffusion.mirror is not None:
+            estimate = self._estimated(noisy, predicted.to(noisy.device), level_N).clean
+            outcome = outcome._replace(clean=lesson.clean, estimate=estimate, other_estimate=told.other_estimate)
+        return self.control.losses(told.controlled, outcome)
+
+    def place(self) -> None:
+        """Put thought and denoiser where the pipeline has them; nothing without one."""
+        if self.diffusion.pipeline is not None:
+            first, second = self.diffusion.pipeline.devices
+            self.to(first)
+            self.denoiser.to(second)
 
     def after_update(self) -> None:
         """Move decays back to where they mean something; after every update."""
@@ -156,26 +172,29 @@ class EnhancedCTMDiffusion(nn.Module):
         return self.thinker.think(self.thinker.context(seen.tokens, seen.hidden), len(seen.tokens))
 
     @torch.no_grad()
-    def _refined(self, noisy: Tensor, level_N: Tensor, label_N: Tensor) -> dict[str, Tensor]:
-        """What rows are handed while they learn: half of them what a first attempt gives, the others nothing."""
+    def _refined(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, tried_N: Tensor) -> dict[str, Tensor]:
+        """What rows are handed while they learn: those chosen what a first attempt gives, the others nothing."""
         if not self.diffusion.refine:
             return self.nothing_fed(noisy)
         state, parts = self._attempt(noisy, level_N, label_N)
-        tried = torch.rand(len(noisy), device=noisy.device) < 0.5
         found = self.hand_on(parts, state)
-        return {name: value * tried.view(-1, *(1,) * (value.dim() - 1)) for name, value in found.items()}
+        return {name: value * tried_N.view(-1, *(1,) * (value.dim() - 1)) for name, value in found.items()}
 
     @torch.no_grad()
-    def _watched(self, clean: Tensor, noise: Tensor, level_N: Tensor, label_N: Tensor) -> Watched:
-        """The thought that rows are told of while they learn: about more of the same noise; none for half of them."""
+    def _watched(self, lesson: Lesson) -> tuple[dict[str, Tensor], Tensor | None]:
+        """What rows are told of another thought, about more of the same noise; and what it took for clean images."""
         if not self.diffusion.watches:
-            return Watched({}, None)
-        rows, further_N = len(clean), self.diffusion.levels - 1 - level_N
-        other_N = level_N + 1 + (torch.rand(rows, device=clean.device) * further_N).long()
-        there = (torch.rand(rows, device=clean.device) < 0.5) & (further_N > 0)
-        other_N = other_N.clamp(max=self.diffusion.levels - 1)
-        state, parts = self._attempt(self.schedule.add(clean, noise, other_N), other_N, label_N)
-        return Watched({OTHER: self.control.hand_on(state)[OTHER] * there.view(-1, 1, 1)}, parts.clean)
+            return {}, None
+        noisy = self.schedule.add(lesson.clean, lesson.noise, lesson.other_level)
+        state, parts = self._attempt(noisy, lesson.other_level, lesson.label)
+        return {OTHER: self.control.hand_on(state)[OTHER] * lesson.watches.view(-1, 1, 1)}, parts.clean
+
+    def _others(self, level_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Of rows while they learn: the level of the thought they watch, and whether they do, which half of them do."""
+        last = self.diffusion.levels - 1
+        further_N = torch.rand(len(level_N), device=level_N.device) * (last - level_N)
+        watches_N = (torch.rand(len(level_N), device=level_N.device) < 0.5) & (level_N < last)
+        return (level_N + 1 + further_N.long()).clamp(max=last), watches_N
 
     def _attempt(self, noisy: Tensor, level_N: Tensor, label_N: Tensor) -> tuple[Tensor, Parts]:
         """The state, [N, R], and the outcome of a reverse step's most certain tick, as at the first step."""
@@ -191,15 +210,3 @@ class EnhancedCTMDiffusion(nn.Module):
     def _estimated(self, noisy: Tensor, predicted: Tensor, level_N: Tensor) -> Parts:
         parts = self.schedule.take_apart(noisy, predicted, level_N, self.diffusion.target)
         return clipped(self.schedule, parts, level_N)
-
-    def _drawn_tick(self, certainties_NT: Tensor) -> Tensor:
-        """[N]: a tick drawn at random for `any_tick` of the rows, the most certain one for the others."""
-        rows, ticks = certainties_NT.shape
-        drawn_N = torch.randint(ticks, (rows,), device=certainties_NT.device)
-        draw_N = torch.rand(rows, device=certainties_NT.device) < self.diffusion.any_tick
-        return torch.where(draw_N, drawn_N, most_certain(certainties_NT))
-
-
-def _mean(values_N: Tensor, mask_N: Tensor) -> Tensor:
-    """Of the chosen rows, 0 if there are none."""
-    return (values_N.detach() * mask_N).sum() / mask_N.sum().clamp(min=1)

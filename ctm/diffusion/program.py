@@ -10,6 +10,7 @@
 
 # Shapes: B rows, S side, P patches, K bins, C = S * S * K, O out pairs, D neurons, h heads.
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from ctm.diffusion.control import OTHER
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, clipped, reverse_step
 from ctm.diffusion.thinker import Thinker
+from ctm.diffusion.wina import freeze_norms
 from ctm.program import Program, TensorSpec
 
 HIDDEN = -1e9
@@ -154,6 +156,10 @@ class ReverseStep(nn.Module):
     def __init__(self, model: EnhancedCTMDiffusion) -> None:
         super().__init__()
         thinker_of(model)
+        if model.diffusion.wina is not None:
+            # Norms of weights that do not change any more need not be computed at every run.
+            model = copy.deepcopy(model)
+            freeze_norms(model)
         self.model = model
 
     def forward(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ctm import program
 from ctm.attention import Context, MaskedContext
 from ctm.config import CTMConfig
+from ctm.diffusion.recompute import computed
 from ctm.diffusion.thinker_program import PlainTick
 from ctm.losses import parity_loss
 from ctm.model import CTM
@@ -58,6 +59,9 @@ class BinsLoss(NamedTuple):
 
 class Thinker(nn.Module, ABC):
     """A core that thinks about tokens."""
+
+    recomputes = False
+    """Whether ticks are computed again for the backward pass, for memory's sake."""
 
     def __init__(self, core: CTM, *, traces: bool = False) -> None:
         """`traces`: whether they are part of the state."""
@@ -136,7 +140,7 @@ class PlainThinker(Thinker):
     def ticks(self, context: Context | MaskedContext, rows: int) -> Iterator[Moment]:
         core, state = self.core, self.core.start(rows)
         for root_beta_action, root_beta_out in islice(core.root_betas(), core.config.ticks):
-            state, output = core.tick(context, state, root_beta_action, root_beta_out)
+            state, output = computed(core.tick, self.recomputes, context, state, root_beta_action, root_beta_out)
             traces = [state.trace.flatten(1)] if self.traces else []
             yield Moment(output.prediction, output.certainty, torch.cat([output.sync_out, state.post, *traces], dim=-1))
 

@@ -28,6 +28,11 @@ class DiffusionFamily(Family):
             raise ConfigError(f"diffusion.side must divide the images' {height} x {width} pixels, got {config.side}")
         if config.classes != len(task.labels):
             raise ConfigError(f"diffusion.classes must be the task's {len(task.labels)}, got {config.classes}")
+        if config.pipeline is not None:
+            try:
+                config.pipeline.check_present()
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
 
     def build(self, seed: int) -> nn.Module:
         return EnhancedCTMDiffusion(self.config.model, self._config, seed=seed)
@@ -37,6 +42,11 @@ class DiffusionFamily(Family):
         if thinker is not None:
             core = thinker.core
             core.tick = torch.compile(core.tick, dynamic=False)  # type: ignore[method-assign]  # of this instance
+
+    def place(self, model: nn.Module, processes: int) -> None:
+        if self._config.pipeline is not None and processes > 1:
+            raise ConfigError(f"diffusion.pipeline is for one process with two devices, got {processes} processes")
+        _diffusion(model).place()
 
     def project(self, model: nn.Module) -> None:
         _diffusion(model).after_update()

@@ -52,6 +52,13 @@ class Family(ABC):
     def compile(self, model: nn.Module) -> None:
         """Compile the tick, not the loop around it: that would be compiled unrolled, for many minutes."""
 
+    def place(self, model: nn.Module, processes: int) -> None:  # noqa: B027  # most models are on one device
+        """Put parts of it on devices of their own; once it is on the run's device, before anything is learned.
+
+        Raises:
+            ConfigError: so many processes cannot train it so.
+        """
+
     @abstractmethod
     def project(self, model: nn.Module) -> None:
         """Move decays back to where they mean something; after every update."""

@@ -68,6 +68,8 @@ class Trainer:
         self._wrapped: nn.Module
         self._optimiser: torch.optim.Optimizer
         self._wrapped, self._optimiser = accelerator.prepare(self.model, make_optimiser(self.model, config.optimiser))
+        for model in (self.model, self.served):
+            family.place(model, accelerator.num_processes)
 
     def run(self, interrupt: Interrupt) -> bool:
         """Do all updates that are left, or those that still help; False when a signal ended it before."""

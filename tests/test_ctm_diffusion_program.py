@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_diffusion import CONTROL, CORE, DIFFUSION, small_model
+from small_diffusion import CONTROL, CORE, DIFFUSION, SENSES, small_model
 from torch import Tensor, nn
 
 from ctm.diffusion import program
@@ -134,6 +134,7 @@ def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples,
         pytest.param({"refine": True, **CONTROL}, id="all control"),
         pytest.param({"wina": WINAConfig(sparsity=0.5)}, id="wina"),
         pytest.param({"linear_attention": LinearAttentionConfig(key_width=4, exact=2)}, id="linear attention"),
+        *(pytest.param(settings, id=name) for name, settings in SENSES.items()),
     ],
 )
 def test_link_by_link_gives_the_samples_of_the_sampler(form, settings, tmp_path):

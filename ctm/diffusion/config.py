@@ -11,18 +11,23 @@ from ctm.diffusion.control_widths import check_widths
 from ctm.diffusion.denoiser_attention import check_attention
 from ctm.diffusion.emotion import EmotionConfig
 from ctm.diffusion.goal import GoalConfig
+from ctm.diffusion.granularity import GranularityConfig
+from ctm.diffusion.jepa import JEPAConfig
 from ctm.diffusion.linear_attention import LinearAttentionConfig
 from ctm.diffusion.mirror import MirrorConfig
 from ctm.diffusion.noise import ScheduleName, Target
+from ctm.diffusion.patches import PatcherConfig
 from ctm.diffusion.pipeline import PipelineConfig
+from ctm.diffusion.senses_checks import check_senses
 from ctm.diffusion.synaptic_empathy import SynapticEmpathyConfig
+from ctm.diffusion.tracker import TrackerConfig
 from ctm.diffusion.wina import WINAConfig
 from ctm.plain import from_plain
 
 _COUNTS = ("side", "patch", "classes", "levels", "bins", "width", "layers", "heads", "thought_tokens")
 WATCHING = ("empathy", "emotion", "goal", "mirror")
 """What watches another thought."""
-_SWITCHES = ("refine", "pipeline", "basal_ganglia", *WATCHING)
+_SWITCHES = ("refine", "tracker", "granularity", "patcher", "jepa", "pipeline", "basal_ganglia", *WATCHING)
 """What has no meaning without a thought."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
@@ -33,6 +38,10 @@ class LossWeights:
 
     bins: float = 0.1
     """Of the thought's own loss, the cross-entropy over bins."""
+    entropy: float = 0.1
+    """Of the patchers' next-byte loss; entropy models alone learn by it."""
+    jepa: float = 0.1
+    """Of telling the tokens of a stretch of the clean image."""
 
     value: float = 0.1
     """Of what the basal ganglia expect of a row: the squared error of the reward."""
@@ -113,6 +122,21 @@ class DiffusionConfig:
     refine: bool = False
     """Whether each reverse step's estimate of the clean image is handed to the next one's thought."""
 
+    tracker: TrackerConfig | None = None
+    """Tells the thought's tokens of each other's whereabouts and of the level of noise."""
+
+    granularity: GranularityConfig | None = None
+    """Adds to the thought's tokens what bits, bytes, words and blocks of the noisy image say."""
+
+    patcher: PatcherConfig | None = None
+    """Gives the thought further tokens: patches of the noisy image's bytes, short where they surprise."""
+
+    jepa: JEPAConfig | None = None
+    """Teaches the senses to tell one stretch of the clean image from another of the noisy one."""
+
+    dynamic: PatcherConfig | None = None
+    """Has the denoiser work on dynamic patches of the noisy image's bytes; None on those of the grid."""
+
     basal_ganglia: BasalGangliaConfig | None = None
     """Whether what guides is gated, channel by channel, and how."""
 
@@ -165,6 +189,16 @@ class DiffusionConfig:
             raise ValueError(f"diffusion.heads must divide width {self.width}, got {self.heads}")
         if self.width % 2:
             raise ValueError(f"diffusion.width must be even, for sines and cosines of the level, got {self.width}")
+        check_senses(
+            side=self.side,
+            patch=self.patch,
+            width=self.width,
+            tracker=self.tracker,
+            granularity=self.granularity,
+            patcher=self.patcher,
+            dynamic=self.dynamic,
+            jepa=self.jepa,
+        )
         if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):
             raise ValueError(f"diffusion.{useless[0]} needs a thought, got guided = false")
         if self.linear_attention is not None:

@@ -54,6 +54,8 @@ class Lesson(NamedTuple):
     """[N] of the other thought."""
     watches: Tensor
     """[N] true for rows that are told of it."""
+    stretches: Tensor
+    """[N, ...] numbers in [0, 1): which stretches of tokens are told from which; none of each row without JEPA."""
 
     def parts(self, count: int) -> "list[Lesson]":
         """The rows in at most so many parts, nearly equal ones."""

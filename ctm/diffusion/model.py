@@ -20,11 +20,14 @@ from ctm.diffusion.bins import bin_of, expected
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.control import OTHER, Control, Controlled, Outcome
 from ctm.diffusion.denoiser import Denoiser, Guide
+from ctm.diffusion.dynamic_denoiser import DynamicDenoiser
+from ctm.diffusion.jepa import DRAWS
 from ctm.diffusion.lesson import DiffusionLoss, Lesson, Task, Told, joined
 from ctm.diffusion.noise import NoiseSchedule, Parts
 from ctm.diffusion.pipeline import overlapped, sent
 from ctm.diffusion.reverse import clipped
 from ctm.diffusion.senses import Fed, Seen, Senses
+from ctm.diffusion.senses_jepa import SensesJEPA
 from ctm.diffusion.thinker import Musings, PlainThinker, Thinker
 from ctm.model import CTM
 
@@ -45,7 +48,9 @@ class EnhancedCTMDiffusion(nn.Module):
             self.thinker.recomputes = diffusion.checkpoint_gradients
             self.senses, self.control = Senses(diffusion), Control(diffusion, core)
             state_width = self.control.state_width
-        self.denoiser = Denoiser(diffusion, state_width)
+        kind = Denoiser if diffusion.dynamic is None else DynamicDenoiser
+        self.denoiser = kind(diffusion, state_width)
+        self.jepa = SensesJEPA(self.senses, diffusion.jepa) if diffusion.jepa is not None else None
 
     def see(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, fed: Fed) -> Seen:
         """What a thought attends to in images of [N, S, S]."""
@@ -97,7 +102,9 @@ class EnhancedCTMDiffusion(nn.Module):
         if self.thinker is None:
             error = F.mse_loss(self.denoise(noisy, level_N, label_N, None), target)
             nothing = error.detach() * 0
-            return DiffusionLoss(error, nothing, error.detach(), nothing, torch.zeros_like(level_N), {})
+            losses = self._study(noisy)
+            value = error + self._weigh(losses)
+            return DiffusionLoss(value, nothing, error.detach(), nothing, torch.zeros_like(level_N), losses)
 
         nobody_N = torch.zeros_like(level_N, dtype=torch.bool)
         tried_N = torch.rand(rows, device=device) < 0.5 if config.refine else nobody_N
@@ -105,9 +112,9 @@ class EnhancedCTMDiffusion(nn.Module):
         tick_N = torch.randint(self.thinker.config.ticks, (rows,), device=device)
         by_drawn_N = torch.rand(rows, device=device) < config.any_tick
         other_N, watches_N = self._others(level_N) if config.watches else (level_N, nobody_N)
-        lesson = Lesson(
-            clean, label_N, level_N, noise, noisy, target, tried_N, alone_N, tick_N, by_drawn_N, other_N, watches_N
-        )
+        stretches = torch.rand(rows, DRAWS if self.jepa is not None else 0, device=device)
+        chance = tried_N, alone_N, tick_N, by_drawn_N, other_N, watches_N, stretches
+        lesson = Lesson(clean, label_N, level_N, noise, noisy, target, *chance)
         parts = lesson.parts(1 if config.pipeline is None else config.pipeline.parts)
         made = overlapped(parts, self._tell, self._err)
         told = [told._replace(losses={**told.losses, **rewards}) for (told, _), (_, rewards) in made]
@@ -131,7 +138,10 @@ class EnhancedCTMDiffusion(nn.Module):
         guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, lesson.alone)
         judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, self.diffusion.bins)).argmax(-1)
         right = (judged == bin_NX).float().mean()
-        told = Told({"bins": bins.value, **seen.losses}, right, bins.tick, lesson, controlled, other_estimate)
+        losses = {"bins": bins.value, **seen.losses, **self._study(noisy, seen)}
+        if self.jepa is not None:
+            losses["jepa"] = self.jepa(seen, lesson.clean, label_N, self.nothing_fed(noisy), lesson.stretches)
+        told = Told(losses, right, bins.tick, lesson, controlled, other_estimate)
         return told, sent(Task(noisy, level_N, label_N, guide, lesson.target), self.denoiser.device)
 
     def _err(self, made: tuple[Told, Task]) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -163,9 +173,21 @@ class EnhancedCTMDiffusion(nn.Module):
             self.denoiser.to(second)
 
     def after_update(self) -> None:
-        """Move decays back to where they mean something; after every update."""
+        """Move decays back to where they mean something, and slow copies on; after every update."""
         if self.thinker is not None:
             self.thinker.project_decays()
+        if self.jepa is not None:
+            self.jepa.slow.update(self.senses)
+
+    def _study(self, noisy: Tensor, seen: Seen | None = None) -> dict[str, Tensor]:
+        """What the denoiser's own patcher learns by, beside that of the senses."""
+        if not isinstance(self.denoiser, DynamicDenoiser):
+            return {}
+        loss = self.denoiser.next_byte_loss(noisy)
+        return {"entropy": loss if seen is None else loss + seen.losses.get("entropy", 0)}
+
+    def _weigh(self, losses: Mapping[str, Tensor]) -> Tensor | int:
+        return sum(self.diffusion.weights.of(name) * loss for name, loss in losses.items())
 
     def _think(self, seen: Seen) -> Musings:
         assert self.thinker is not None, "the model thinks"

@@ -6,11 +6,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 from ctm.config import CTMConfig
+from ctm.diffusion.bidirectional import BidirectionalConfig
+from ctm.diffusion.consciousness import ConsciousnessConfig
+from ctm.diffusion.core_checks import check_core_fits, check_cores
+from ctm.diffusion.hierarchical import HierarchicalConfig
+from ctm.diffusion.neuron_selection import SelectionConfig
 from ctm.diffusion.noise import ScheduleName, Target
 from ctm.plain import from_plain
 
 _COUNTS = ("side", "patch", "classes", "levels", "bins", "width", "layers", "heads", "thought_tokens")
-_SWITCHES = ("refine",)
+_SWITCHES = ("refine", "hierarchical", "reasoning", "consciousness", "selection")
 """What has no meaning without a thought."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
@@ -86,6 +91,18 @@ class DiffusionConfig:
     refine: bool = False
     """Whether each reverse step's estimate of the clean image is handed to the next one's thought."""
 
+    hierarchical: HierarchicalConfig | None = None
+    """Lets a core of two speeds think, a slow level guiding a fast one."""
+
+    reasoning: BidirectionalConfig | None = None
+    """Lets a controller move a thought back and forward, and end it."""
+
+    consciousness: ConsciousnessConfig | None = None
+    """Lets a thought take in as much of the image as it is awake."""
+
+    selection: SelectionConfig | None = None
+    """Chooses the pairs of neurons that syncs read, once, by what neurons did while the model warmed up."""
+
     weights: LossWeights = LossWeights()
     """Of the losses beside the denoiser's error."""
 
@@ -111,6 +128,12 @@ class DiffusionConfig:
             raise ValueError(f"diffusion.heads must divide width {self.width}, got {self.heads}")
         if self.width % 2:
             raise ValueError(f"diffusion.width must be even, for sines and cosines of the level, got {self.width}")
+        check_cores(
+            hierarchical=self.hierarchical,
+            reasoning=self.reasoning,
+            consciousness=self.consciousness,
+            selection=self.selection,
+        )
         if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):
             raise ValueError(f"diffusion.{useless[0]} needs a thought, got guided = false")
 
@@ -141,6 +164,7 @@ class DiffusionConfig:
                     f"model.{name} must be {value!r} for diffusion of {self.side} x {self.side} pixels in patches of "
                     f"{self.patch}, {self.bins} bins and width {self.width}, got {getattr(core, name)!r}"
                 )
+        check_core_fits(core, hierarchical=self.hierarchical, reasoning=self.reasoning, selection=self.selection)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""

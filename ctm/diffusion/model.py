@@ -20,12 +20,14 @@ from ctm.config import CTMConfig
 from ctm.diffusion.bins import bin_of, expected
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.control import Control
+from ctm.diffusion.cores import build_thinker
 from ctm.diffusion.denoiser import Denoiser, Guide
+from ctm.diffusion.neuron_selection import Begun
 from ctm.diffusion.noise import NoiseSchedule, Parts
+from ctm.diffusion.pair_selector import PairSelector
 from ctm.diffusion.reverse import clipped
 from ctm.diffusion.senses import Fed, Seen, Senses
-from ctm.diffusion.thinker import Musings, PlainThinker, Thinker
-from ctm.model import CTM
+from ctm.diffusion.thinker import Musings, Thinker, bins_error
 
 
 class DiffusionLoss(NamedTuple):
@@ -56,10 +58,13 @@ class EnhancedCTMDiffusion(nn.Module):
         self.thinker: Thinker | None = None
         state_width = 0
         if diffusion.guided:
-            self.thinker = PlainThinker(CTM(core, seed=seed))
+            self.thinker = build_thinker(core, diffusion, seed=seed)
             self.senses, self.control = Senses(diffusion), Control(diffusion)
             state_width = self.thinker.state_width
         self.denoiser = Denoiser(diffusion, state_width)
+        self.selector: PairSelector | None = None
+        if diffusion.selection is not None:
+            self.selector = PairSelector(diffusion.selection, core.width, diffusion.classes, seed=seed or 0)
 
     def see(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, fed: Fed) -> Seen:
         """What a thought attends to in images of [N, S, S]."""
@@ -103,7 +108,10 @@ class EnhancedCTMDiffusion(nn.Module):
 
         seen = self.see(noisy, level_N, label_N, self._refined(noisy, level_N, label_N))
         thought = self._think(seen)
-        bins = self.thinker.judge(thought, bin_of(clean, config.bins).flatten(1))
+        bins_NX = bin_of(clean, config.bins).flatten(1)
+        bins = self.thinker.judge(thought, bins_NX)
+        if self.selector is not None and self.training:
+            self.selector.watch(self.thinker.posts(thought), label_N, bins_error(thought.predictions, bins_NX))
         alone_N = torch.rand(rows, device=device) < config.base_share
         tick_N = self._drawn_tick(thought.certainties)
         here = torch.arange(rows, device=device)
@@ -115,14 +123,16 @@ class EnhancedCTMDiffusion(nn.Module):
         losses = {"bins": bins.value, **seen.losses, **controlled.losses}
         value = error_N.mean() + sum(config.weights.of(name) * loss for name, loss in losses.items())
         judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, config.bins)).argmax(-1)
-        right = (judged == bin_of(clean, config.bins).flatten(1)).float().mean()
+        right = (judged == bins_NX).float().mean()
         guided, base = _mean(error_N, ~alone_N), _mean(error_N, alone_N)
         return DiffusionLoss(value, guided, base, right, bins.tick, losses)
 
-    def after_update(self) -> None:
-        """Move decays back to where they mean something; after every update."""
-        if self.thinker is not None:
-            self.thinker.project_decays()
+    def after_update(self) -> list[Begun]:
+        """Move decays back to where they mean something; after every update. Says which weights began anew."""
+        if self.thinker is None:
+            return []
+        self.thinker.project_decays()
+        return [] if self.selector is None else self.selector.after_update(self.thinker.core, [self.denoiser.state_in])
 
     def _think(self, seen: Seen) -> Musings:
         assert self.thinker is not None, "the model thinks"

@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -67,8 +67,11 @@ def _check_keys(table: Mapping[str, Any], config: type[Any], prefix: str, source
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {prefix}{close[0]}?" if close else ""
             raise ConfigError(f"{source}: unknown key {prefix}{key}, allowed here: {', '.join(fields)}{hint}")
-        if dataclasses.is_dataclass(types[key]) and isinstance(value, Mapping):
-            _check_keys(value, types[key], f"{prefix}{key}.", source)
+        tables = [part for part in (types[key], *get_args(types[key])) if dataclasses.is_dataclass(part)]
+        if tables and isinstance(value, Mapping):
+            table_type = tables[0]
+            assert isinstance(table_type, type), "a configuration's hints are classes"
+            _check_keys(value, table_type, f"{prefix}{key}.", source)
 
 
 def _sentence(error: ValidationError) -> str:

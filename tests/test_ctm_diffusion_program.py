@@ -36,7 +36,11 @@ def functions(model: EnhancedCTMDiffusion) -> dict[str, tuple[nn.Module, tuple, 
     after = tuple(spec for spec in (*thought.state, *thought.outputs))
     return {
         "encode": (program.Encode(model), thought.inputs, thought.context),
-        "tick": (program.tick(model, program.thinker_of(model).config.ticks), (*thought.context, *thought.state), after),
+        "tick": (
+            program.tick(model, program.thinker_of(model).config.ticks),
+            (*thought.context, *thought.state),
+            after,
+        ),
         "finish": (program.ReverseStep(model), finish.arguments, finish.results),
     }
 

@@ -25,7 +25,7 @@ from ctm.sync import Synchronisation, pair_each_with_each
 Where = Literal["both", "action", "out"]
 Pairs = tuple[Tensor, Tensor]
 """The left and the right neurons of each pair, [P] each."""
-Begun = tuple[nn.Parameter, Tensor]
+Begun = tuple[Tensor, Tensor]
 """Weights of which some began anew, and a mask of their shape that is true where they did."""
 
 
@@ -139,13 +139,13 @@ def install(sync: Synchronisation, pairs: Pairs, readers: Sequence[nn.Linear]) -
     new_P = (left != sync.left) | (right != sync.right)
     sync.left.copy_(left)
     sync.right.copy_(right)
-    begun = [(sync.decay, new_P)]
+    begun: list[Begun] = [(sync.decay, new_P)]
     for reader in readers:
         new = torch.zeros_like(reader.weight, dtype=torch.bool)
         new[:, : len(new_P)] = new_P
         begun.append((reader.weight, new))
-    for weight, new in begun:
-        weight[new] = 0
+    for weight, where in begun:
+        weight[where] = 0
     return begun
 
 

@@ -126,5 +126,5 @@ class ConsciousTick(nn.Module):
         root_beta = RootBeta(F.embedding(row_B, self.action), F.embedding(row_B, self.out))
         state, awareness = State(trace, post, action_sum, out_sum), Awareness(level, found)
         state, awareness, moment, attention = self.thinker.tick(masked(keys, values, mask), state, awareness, root_beta)
-        prediction = moment.prediction.unflatten(-1, self.answer_shape)
+        prediction = torch.unflatten(moment.prediction, -1, self.answer_shape)
         return *state, ticks_done + 1, *awareness, prediction, moment.certainty, moment.state, attention

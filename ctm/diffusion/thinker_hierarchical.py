@@ -77,5 +77,5 @@ class HierarchicalTick(nn.Module):
         """Context and state; next state, outputs."""
         state = HierarchicalState(trace, post, high, reports, action_sum, out_sum, ticks_done)
         after, seen = self.model.tick(masked(keys, values, mask), state, RootBetas(self.action, self.out))
-        prediction = seen.prediction.unflatten(-1, self.answer_shape)
+        prediction = torch.unflatten(seen.prediction, -1, self.answer_shape)
         return *after, prediction, seen.certainty, torch.cat([seen.sync_out, after.post], dim=-1), seen.attention

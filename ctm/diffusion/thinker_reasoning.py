@@ -101,7 +101,7 @@ class ReasoningTick(nn.Module):
         past = (past_trace, past_post, past_action_sum, past_out_sum, past_ticks_done)
         walk = Walk(past, at, behind, turned, ticks_done, ended, memory)
         walk, seen = self.model.tick(masked(keys, values, mask), walk, RootBetas(self.action, self.out))
-        prediction = seen.prediction.unflatten(-1, self.answer_shape)
+        prediction = torch.unflatten(seen.prediction, -1, self.answer_shape)
         return *reasoning.flatten(walk), prediction, seen.certainty, _guide(seen), seen.attention, seen.done
 
 

@@ -118,6 +118,7 @@ def _specs(specs: Iterable[ctm_program.TensorSpec]) -> list[bundle.TensorSpec]:
         "certainty": bundle.TensorSpec.CERTAINTY,
         "energy": bundle.TensorSpec.ENERGY,
         "detail": bundle.TensorSpec.DETAIL,
+        "done": bundle.TensorSpec.DONE,
     }
     return [
         bundle.TensorSpec(

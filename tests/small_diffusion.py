@@ -16,6 +16,7 @@ from ctm.diffusion.mirror import MirrorConfig
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.patches import PatcherConfig
 from ctm.diffusion.synaptic_empathy import SynapticEmpathyConfig
+from ctm.diffusion.thinker_reasoning import ReasoningThinker
 from ctm.diffusion.tracker import TrackerConfig
 
 DIFFUSION = DiffusionConfig(side=6, patch=3, classes=4, levels=20, bins=4, width=16, layers=2, heads=2)
@@ -56,10 +57,10 @@ SENSES: dict[str, dict[str, object]] = {
 """What switches on each of the senses' parts."""
 
 
-def small_model(seed: int = 0, **settings: object) -> EnhancedCTMDiffusion:
+def small_model(seed: int = 0, ticks: int = CORE.ticks, **settings: object) -> EnhancedCTMDiffusion:
     """Layers that begin at zero are drawn too: otherwise nothing would depend on them."""
     torch.manual_seed(seed)
-    model = EnhancedCTMDiffusion(CORE, replace(DIFFUSION, **settings), seed=seed)
+    model = EnhancedCTMDiffusion(replace(CORE, ticks=ticks), replace(DIFFUSION, **settings), seed=seed)
     with torch.no_grad():
         for weight in model.denoiser.parameters():
             if not weight.any():
@@ -73,6 +74,13 @@ def small_model(seed: int = 0, **settings: object) -> EnhancedCTMDiffusion:
             for weight in (core.readout.weight, *core.synapse.parameters(), *core.neurons.parameters()):
                 weight.mul_(3)
             core.readout.weight.mul_(10)
+        if isinstance(model.thinker, ReasoningThinker):
+            # A fresh controller does nothing but go forward.
+            controller = model.thinker.model.controller
+            for layer in (controller.look_at, controller.move_logits, controller.gate):
+                layer.weight.mul_(6)
+            controller.move_logits.bias.zero_()
+            controller.detour_from.weight.normal_()
     return model.eval()
 
 

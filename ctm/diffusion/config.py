@@ -7,14 +7,19 @@ from typing import Any, get_args
 
 from ctm.config import CTMConfig
 from ctm.diffusion.basal_ganglia import BasalGangliaConfig
+from ctm.diffusion.bidirectional import BidirectionalConfig
+from ctm.diffusion.consciousness import ConsciousnessConfig
 from ctm.diffusion.control_widths import check_widths
+from ctm.diffusion.core_checks import check_core_fits, check_cores
 from ctm.diffusion.denoiser_attention import check_attention
 from ctm.diffusion.emotion import EmotionConfig
 from ctm.diffusion.goal import GoalConfig
 from ctm.diffusion.granularity import GranularityConfig
+from ctm.diffusion.hierarchical import HierarchicalConfig
 from ctm.diffusion.jepa import JEPAConfig
 from ctm.diffusion.linear_attention import LinearAttentionConfig
 from ctm.diffusion.mirror import MirrorConfig
+from ctm.diffusion.neuron_selection import SelectionConfig
 from ctm.diffusion.noise import ScheduleName, Target
 from ctm.diffusion.patches import PatcherConfig
 from ctm.diffusion.pipeline import PipelineConfig
@@ -27,7 +32,9 @@ from ctm.plain import from_plain
 _COUNTS = ("side", "patch", "classes", "levels", "bins", "width", "layers", "heads", "thought_tokens")
 WATCHING = ("empathy", "emotion", "goal", "mirror")
 """What watches another thought."""
-_SWITCHES = ("refine", "tracker", "granularity", "patcher", "jepa", "pipeline", "basal_ganglia", *WATCHING)
+_THINKING = ("hierarchical", "reasoning", "consciousness", "selection")
+_SEEING = ("refine", "tracker", "granularity", "patcher", "jepa")
+_SWITCHES = (*_SEEING, *_THINKING, "basal_ganglia", *WATCHING, "pipeline")
 """What has no meaning without a thought."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
@@ -122,6 +129,18 @@ class DiffusionConfig:
     refine: bool = False
     """Whether each reverse step's estimate of the clean image is handed to the next one's thought."""
 
+    hierarchical: HierarchicalConfig | None = None
+    """Lets a core of two speeds think, a slow level guiding a fast one."""
+
+    reasoning: BidirectionalConfig | None = None
+    """Lets a controller move a thought back and forward, and end it."""
+
+    consciousness: ConsciousnessConfig | None = None
+    """Lets a thought take in as much of the image as it is awake."""
+
+    selection: SelectionConfig | None = None
+    """Chooses the pairs of neurons that syncs read, once, by what neurons did while the model warmed up."""
+
     tracker: TrackerConfig | None = None
     """Tells the thought's tokens of each other's whereabouts and of the level of noise."""
 
@@ -199,6 +218,12 @@ class DiffusionConfig:
             dynamic=self.dynamic,
             jepa=self.jepa,
         )
+        check_cores(
+            hierarchical=self.hierarchical,
+            reasoning=self.reasoning,
+            consciousness=self.consciousness,
+            selection=self.selection,
+        )
         if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):
             raise ValueError(f"diffusion.{useless[0]} needs a thought, got guided = false")
         if self.linear_attention is not None:
@@ -231,6 +256,7 @@ class DiffusionConfig:
                     f"model.{name} must be {value!r} for diffusion of {self.side} x {self.side} pixels in patches of "
                     f"{self.patch}, {self.bins} bins and width {self.width}, got {getattr(core, name)!r}"
                 )
+        check_core_fits(core, hierarchical=self.hierarchical, reasoning=self.reasoning, selection=self.selection)
         check_widths(self, core)
 
     def to_dict(self) -> dict[str, Any]:

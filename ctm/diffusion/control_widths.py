@@ -9,7 +9,11 @@ if TYPE_CHECKING:
 
 
 def check_widths(diffusion: "DiffusionConfig", core: CTMConfig) -> None:
-    """Raise ValueError, which names both sides, unless all sizes fit."""
+    """Raise ValueError, which names both sides, unless all sizes fit, and there are traces to be watched."""
+    cores = [name for name in ("hierarchical", "reasoning", "consciousness") if getattr(diffusion, name) is not None]
+    watching = [name for name in ("empathy", "emotion", "goal", "mirror") if getattr(diffusion, name) is not None]
+    if cores and watching:
+        raise ValueError(f"diffusion.{watching[0]} watches the traces of a plain core, got diffusion.{cores[0]} too")
     neurons = (core.width, "the neurons of model.width")
     goal = {
         "width": neurons,

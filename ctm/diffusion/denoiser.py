@@ -72,6 +72,13 @@ class Denoiser(nn.Module):
         """Where its weights are."""
         return self.last.weight.device
 
+    @property
+    def state_in(self) -> nn.Linear:
+        """What reads a thought's state, its out sync first."""
+        linear = self.state[1]
+        assert isinstance(linear, nn.Linear), "a state is normalised, then mapped"
+        return linear
+
     def forward(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide | None = None) -> Tensor:
         """The prediction for images of [N, S, S], of the same shape; None is the base path for every row."""
         tokens = self.patches(cut(noisy, self.config.patch)) + self.place

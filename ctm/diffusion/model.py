@@ -19,17 +19,19 @@ from ctm.config import CTMConfig
 from ctm.diffusion.bins import bin_of, expected
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.control import OTHER, Control, Controlled, Outcome
+from ctm.diffusion.cores import build_thinker
 from ctm.diffusion.denoiser import Denoiser, Guide
 from ctm.diffusion.dynamic_denoiser import DynamicDenoiser
 from ctm.diffusion.jepa import DRAWS
 from ctm.diffusion.lesson import DiffusionLoss, Lesson, Task, Told, joined
+from ctm.diffusion.neuron_selection import Begun
 from ctm.diffusion.noise import NoiseSchedule, Parts
+from ctm.diffusion.pair_selector import PairSelector
 from ctm.diffusion.pipeline import overlapped, sent
 from ctm.diffusion.reverse import clipped
 from ctm.diffusion.senses import Fed, Seen, Senses
 from ctm.diffusion.senses_jepa import SensesJEPA
-from ctm.diffusion.thinker import Musings, PlainThinker, Thinker
-from ctm.model import CTM
+from ctm.diffusion.thinker import Musings, Thinker, bins_error
 
 
 class EnhancedCTMDiffusion(nn.Module):
@@ -44,13 +46,16 @@ class EnhancedCTMDiffusion(nn.Module):
         self.thinker: Thinker | None = None
         state_width = 0
         if diffusion.guided:
-            self.thinker = PlainThinker(CTM(core, seed=seed), traces=diffusion.watches)
-            self.thinker.recomputes = diffusion.checkpoint_gradients
+            self.thinker = build_thinker(core, diffusion, seed=seed)
+            self.thinker.recomputes, self.thinker.traces = diffusion.checkpoint_gradients, diffusion.watches
             self.senses, self.control = Senses(diffusion), Control(diffusion, core)
             state_width = self.control.state_width
         kind = Denoiser if diffusion.dynamic is None else DynamicDenoiser
         self.denoiser = kind(diffusion, state_width)
         self.jepa = SensesJEPA(self.senses, diffusion.jepa) if diffusion.jepa is not None else None
+        self.selector: PairSelector | None = None
+        if diffusion.selection is not None:
+            self.selector = PairSelector(diffusion.selection, core.width, diffusion.classes, seed=seed or 0)
 
     def see(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, fed: Fed) -> Seen:
         """What a thought attends to in images of [N, S, S]."""
@@ -130,6 +135,8 @@ class EnhancedCTMDiffusion(nn.Module):
         thought = self._think(seen)
         bin_NX = bin_of(lesson.clean, self.diffusion.bins).flatten(1)
         bins = self.thinker.judge(thought, bin_NX)
+        if self.selector is not None and self.training:
+            self.selector.watch(self.thinker.posts(thought), label_N, bins_error(thought.predictions, bin_NX))
         tick_N = torch.where(lesson.by_drawn, lesson.tick, most_certain(thought.certainties))
         here = torch.arange(len(noisy), device=noisy.device)
         # A thought is certain of what it sees, not of what would suit the denoiser.
@@ -172,12 +179,14 @@ class EnhancedCTMDiffusion(nn.Module):
             self.to(first)
             self.denoiser.to(second)
 
-    def after_update(self) -> None:
-        """Move decays back to where they mean something, and slow copies on; after every update."""
-        if self.thinker is not None:
-            self.thinker.project_decays()
+    def after_update(self) -> list[Begun]:
+        """Move decays back to where they mean something, and slow copies on; says which weights began anew."""
+        if self.thinker is None:
+            return []
+        self.thinker.project_decays()
         if self.jepa is not None:
             self.jepa.slow.update(self.senses)
+        return [] if self.selector is None else self.selector.after_update(self.thinker.core, [self.denoiser.state_in])
 
     def _study(self, noisy: Tensor, seen: Seen | None = None) -> dict[str, Tensor]:
         """What the denoiser's own patcher learns by, beside that of the senses."""

@@ -120,7 +120,7 @@ def _judge(
                 model.guide(prediction, certainty, model.control(state, certainty, level, fed).state, nobody),
             )
         )
-        for prediction, certainty, state in zip(*(ticked.unbind(1) for ticked in thought), strict=True)
+        for prediction, certainty, state in zip(*(ticked.unbind(1) for ticked in thought[:3]), strict=True)
     ]
     return base, torch.stack(guided, dim=1), thought.certainties, level
 

@@ -54,7 +54,8 @@ def sample(
         noise: of a number, standard normal [N, S, S]: 0 is what sampling begins with, k what step k adds.
         steps: reverse steps planned, at most the model's levels.
         eta: 0 is deterministic (DDIM), 1 ancestral (DDPM).
-        certainty_threshold: a thought ends at the first tick that is so certain; above 1, none does.
+        certainty_threshold: a thought ends at the first tick that is so certain; above 1, none does. It ends too where
+            the thinker itself says so.
         confidence_threshold: the model's own unless given.
         stride: planned steps that a row may take at once: its first step takes one, each later one as many as the
             certainty of the thought before it, above `confidence_threshold`, allows; see `certain_stride`.
@@ -110,6 +111,8 @@ def _guide(
     thought = model.think(image, level_N, label_N, fed)
     certainty_NT = thought.certainties.clamp(0, 1)
     reached_NT = certainty_NT >= certain
+    if thought.done is not None:
+        reached_NT = reached_NT | (thought.done > 0.5)
     ticks = certainty_NT.shape[1]
     used_N = torch.where(reached_NT.any(-1), reached_NT.int().argmax(-1) + 1, ticks)
     # The most certain tick of those that ran.

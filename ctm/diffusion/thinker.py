@@ -7,7 +7,8 @@ Where other thoughts are watched, traces are part of the state as well, after th
 The denoiser, training and the program know no other side of a thought, so that cores can be exchanged.
 """
 
-# Shapes: N rows, T ticks, L tokens, E width of a token, C answer, O out pairs, D neurons, M memory, h heads, S state.
+# Shapes: N rows, T ticks, L tokens, E width of a token, C answer = X positions * K bins, O out pairs, D neurons,
+# M memory, h heads, S state.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ctm import program
 from ctm.attention import Context, MaskedContext
@@ -36,6 +38,8 @@ class Moment(NamedTuple):
     """[N]"""
     state: Tensor
     """[N, S] what guides the denoiser, or is watched by other thoughts."""
+    done: Tensor | None = None
+    """[N] how likely the row ends here if it has not before; 0 or 1 but in training. None: it cannot end by itself."""
 
 
 class Musings(NamedTuple):
@@ -47,6 +51,8 @@ class Musings(NamedTuple):
     """[N, T]"""
     states: Tensor
     """[N, T, S]"""
+    done: Tensor | None = None
+    """[N, T], as of one tick; None where rows cannot end by themselves."""
 
 
 class BinsLoss(NamedTuple):
@@ -57,16 +63,25 @@ class BinsLoss(NamedTuple):
     """[N] the most certain one, from 0."""
 
 
+def bins_error(predictions_NTC: Tensor, bins_NX: Tensor) -> Tensor:
+    """The cross-entropy of the bins of X positions, their mean, at each tick, [N, T]."""
+    logits_NTXK = torch.unflatten(predictions_NTC, -1, (bins_NX.shape[-1], -1))
+    wanted_NTX = bins_NX[:, None].expand(logits_NTXK.shape[:-1])
+    error = F.cross_entropy(logits_NTXK.flatten(0, -2), wanted_NTX.flatten(), reduction="none")
+    return error.view(wanted_NTX.shape).mean(-1)
+
+
 class Thinker(nn.Module, ABC):
     """A core that thinks about tokens."""
+
+    core: CTM
+    """Which looks at the tokens; in a core of several parts it is one of them."""
 
     recomputes = False
     """Whether ticks are computed again for the backward pass, for memory's sake."""
 
-    def __init__(self, core: CTM, *, traces: bool = False) -> None:
-        """`traces`: whether they are part of the state."""
-        super().__init__()
-        self.core, self.traces = core, traces
+    traces = False
+    """Whether they are part of the state."""
 
     @property
     def config(self) -> CTMConfig:
@@ -89,11 +104,23 @@ class Thinker(nn.Module, ABC):
 
     def think(self, context: Context | MaskedContext, rows: int) -> Musings:
         """All ticks of all rows."""
-        return Musings(*(torch.stack(ticked, dim=1) for ticked in zip(*self.ticks(context, rows), strict=True)))
+        moments = list(self.ticks(context, rows))
+        done = [moment.done for moment in moments if moment.done is not None]
+        return Musings(
+            predictions=torch.stack([moment.prediction for moment in moments], dim=1),
+            certainties=torch.stack([moment.certainty for moment in moments], dim=1),
+            states=torch.stack([moment.state for moment in moments], dim=1),
+            done=torch.stack(done, dim=1) if done else None,
+        )
 
     @abstractmethod
     def ticks(self, context: Context | MaskedContext, rows: int) -> Iterator[Moment]:
         """One tick after the other, `config.ticks` of them."""
+
+    def posts(self, thought: Musings) -> Tensor:
+        """The post-activations of each tick, [N, T, D]."""
+        first = self.config.out_pairs
+        return thought.states[..., first : first + self.config.width]
 
     def judge(self, thought: Musings, bins_NX: Tensor) -> BinsLoss:
         """The cross-entropy of the bins of X positions: by the best and the most certain tick, the paper's loss."""
@@ -136,6 +163,10 @@ class Thinker(nn.Module, ABC):
 
 class PlainThinker(Thinker):
     """A CTM."""
+
+    def __init__(self, core: CTM) -> None:
+        super().__init__()
+        self.core = core
 
     def ticks(self, context: Context | MaskedContext, rows: int) -> Iterator[Moment]:
         core, state = self.core, self.core.start(rows)

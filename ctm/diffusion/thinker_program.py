@@ -5,9 +5,15 @@
 import torch
 from torch import Tensor, nn
 
+from ctm.attention import MaskedContext
 from ctm.frozen import CertaintyReadout
 from ctm.model import CTM
 from ctm.program import FrozenCore
+
+
+def masked(keys: Tensor, values: Tensor, mask_BL: Tensor) -> MaskedContext:
+    """The program's context as a core's; the mask is very low where there is no token."""
+    return MaskedContext(keys, values, (mask_BL < 0).unsqueeze(1))
 
 
 class PlainTick(nn.Module):

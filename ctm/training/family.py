@@ -1,12 +1,14 @@
 """What a kind of model must say of itself to be trained: how it is made, what it descends, how it is judged."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ctm.diffusion.neuron_selection import Begun
 from ctm.judge import judge_predictions
 from ctm.language.features import load_gpt2
 from ctm.language.model import LanguageCTM
@@ -60,8 +62,12 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def project(self, model: nn.Module) -> None:
-        """Move decays back to where they mean something; after every update."""
+    def project(self, model: nn.Module) -> Sequence[Begun]:
+        """Move decays back to where they mean something; after every update. Says which weights began anew."""
+
+    def updates_alike(self, done: int) -> int:
+        """How many of the updates done are since the weights last came to mean something else."""
+        return done
 
     @abstractmethod
     def learn(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Learned:
@@ -91,9 +97,10 @@ class ThinkingFamily(Family):
         assert isinstance(model, CTM), f"{type(model).__name__} is no CTM"
         model.tick = torch.compile(model.tick, dynamic=False)  # type: ignore[method-assign]  # of this instance
 
-    def project(self, model: nn.Module) -> None:
+    def project(self, model: nn.Module) -> Sequence[Begun]:
         assert isinstance(model, CTM), f"{type(model).__name__} is no CTM"
         model.project_decays()
+        return ()
 
     def learn(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Learned:
         thoughts = model(inputs)
@@ -130,9 +137,10 @@ class LanguageFamily(Family):
         if model.core is not None:
             model.advance = torch.compile(model.advance, dynamic=False)
 
-    def project(self, model: nn.Module) -> None:
+    def project(self, model: nn.Module) -> Sequence[Begun]:
         assert isinstance(model, LanguageCTM), f"{type(model).__name__} is no language model"
         model.project_decays()
+        return ()
 
     def learn(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Learned:
         loss = model(inputs, targets)

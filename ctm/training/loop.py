@@ -23,7 +23,7 @@ from ctm.training.chance import Purpose, RowOrder, derived_seed, generator, seed
 from ctm.training.config import RunConfig
 from ctm.training.family import Family
 from ctm.training.interrupt import Interrupt
-from ctm.training.optimiser import average_into, make_optimiser, means, set_learning_rate, set_means
+from ctm.training.optimiser import average_into, forget, make_optimiser, means, set_learning_rate, set_means
 from ctm.training.report import Reporter
 from ctm.training.resume import Progress, check_files, learning_weights, read_progress, trainer_tensors
 from ctm.training.schedule import learning_rate
@@ -121,10 +121,11 @@ class Trainer:
         self._check_finite(number, mean_loss, norm)
         self._optimiser.step()
         self._optimiser.zero_grad()
-        self.family.project(self.model)
+        forget(self._optimiser, self.family.project(self.model))
         self.progress.done += 1
         if config.optimiser.average_decay:
-            average_into(self.served, self.model, self.progress.done, config.optimiser.average_decay)
+            alike = self.family.updates_alike(self.progress.done)
+            average_into(self.served, self.model, alike, config.optimiser.average_decay)
         return Measured(mean_loss, accuracy, answer_tick, norm)
 
     def evaluate(self) -> bool:

@@ -109,7 +109,9 @@ def draw(
         gives_up = best[1] < threshold
         fresh = noise(step + 1).numpy() if following[0] != CLEAN else np.zeros_like(image)
         eta = np.full(rows, ETA, np.float32)
-        image, estimate, *fed = run["finish"](image, level, label, following, eta, fresh, gives_up, *best)
+        reads = {spec.name for spec in program.specify_finish(model).arguments}
+        again = [value for name, value in zip(model.fed, fed, strict=True) if name in reads]
+        image, estimate, *fed = run["finish"](image, level, label, following, eta, fresh, gives_up, *best, *again)
         for kept, value in zip(
             (estimates, certainties, abstained, used), (estimate, best[1], gives_up, ticks), strict=True
         ):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from exported_part import check_exports
 from small_diffusion import CONTROL, CORE, DIFFUSION, noisy_rows, small_model
 from test_ctm_training_diffusion import table
+from torch import Tensor, nn
 
 from ctm.diffusion.control import OTHER
 from ctm.diffusion.goal import GoalPredictor, goal_loss
@@ -150,6 +152,31 @@ def test_a_gate_holds_whole_channels_while_learning_and_is_the_same_every_time_a
     assert set(learning.passed.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(learning.state[:, : CORE.out_pairs], state[:, : CORE.out_pairs] * learning.passed)
     assert torch.equal(learning.state[:, CORE.out_pairs :], state[:, CORE.out_pairs :])
+
+
+class Steered(nn.Module):
+    """All control of a state, as a function of tensors alone."""
+
+    def __init__(self, model: EnhancedCTMDiffusion) -> None:
+        super().__init__()
+        self.control = model.control
+
+    def forward(self, state: Tensor, certainty: Tensor, level: Tensor, other: Tensor) -> Tensor:
+        return self.control(state, certainty, level, {OTHER: other}).state
+
+
+def test_all_together_export_for_any_number_of_rows(tmp_path):
+    model = small_model(**CONTROL)
+
+    def examples(rows: int) -> tuple[Tensor, ...]:
+        noisy, level, label = noisy_rows(rows)
+        with torch.no_grad():
+            thought = model.think(noisy, level, label)
+        other = model.control.hand_on(thought.states[:, 0])[OTHER]
+        other[0] = 0
+        return thought.states[:, -1], thought.certainties[:, -1], level, other
+
+    check_exports(Steered(model), examples, ["state", "certainty", "level", "other"], ["steered"], tmp_path)
 
 
 def test_rows_without_a_thought_teach_the_gate_nothing_and_rows_with_one_do():

@@ -14,12 +14,14 @@ from ctm.diffusion.image_bytes import image_bytes
 from ctm.diffusion.jepa import JEPAConfig
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.patches import PatcherConfig
+from ctm.diffusion.program import Encode
 from ctm.diffusion.sampling import sample
 from ctm.diffusion.tracker import TrackerConfig
 from ctm.families import load_trained
 from ctm.training.chance import Purpose, derived_seed, seed_everything
 from ctm.training.run import train
 from ctm.training.settings import ConfigError, from_table
+from export.torchscript import write_torchscript
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits-diffusion.toml"
 BYTES = {"length": 64, "width": 16, "max_length": 16, "entropy": {"width": 8, "layers": 2}}
@@ -116,6 +118,15 @@ def test_the_slow_copy_follows_after_updates_alone_and_belongs_to_the_checkpoint
     model.after_update()
     torch.testing.assert_close(slow["module.place"], before + 0.004)
     assert torch.equal(model.state_dict()["jepa.slow.module.place"], slow["module.place"])
+
+
+def test_jepa_is_no_part_of_what_is_exported(tmp_path):
+    noisy, sizes = noisy_rows(3), []
+    for settings in ({}, SENSES["jepa"]):
+        path = tmp_path / "encode.ts"
+        write_torchscript(Encode(small_model(**settings)), noisy, path)
+        sizes.append(path.stat().st_size)
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("name", ["patcher", "dynamic"])

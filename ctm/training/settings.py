@@ -68,7 +68,7 @@ def _check_keys(table: Mapping[str, Any], config: type[Any], prefix: str, source
             hint = f"; did you mean {prefix}{close[0]}?" if close else ""
             raise ConfigError(f"{source}: unknown key {prefix}{key}, allowed here: {', '.join(fields)}{hint}")
         # Of `X | None`, X.
-        inner = [kind for kind in (types[key], *get_args(types[key])) if dataclasses.is_dataclass(kind)]
+        inner: list[Any] = [kind for kind in (types[key], *get_args(types[key])) if dataclasses.is_dataclass(kind)]
         if inner and isinstance(value, Mapping):
             _check_keys(value, inner[0], f"{prefix}{key}.", source)
 

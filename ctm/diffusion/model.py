@@ -18,7 +18,7 @@ from ctm.diffusion.bins import bin_of, expected
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.control import Control
 from ctm.diffusion.denoiser import Denoiser, Guide
-from ctm.diffusion.lesson import DiffusionLoss, Lesson, Task, Told, joined
+from ctm.diffusion.lesson import DiffusionLoss, Learned, Lesson, Task, Told, joined
 from ctm.diffusion.noise import NoiseSchedule, Parts
 from ctm.diffusion.pipeline import overlapped, sent
 from ctm.diffusion.reverse import clipped
@@ -97,11 +97,11 @@ class EnhancedCTMDiffusion(nn.Module):
         by_drawn_N = torch.rand(rows, device=device) < config.any_tick
         lesson = Lesson(clean, label_N, level_N, noise, noisy, target, tried_N, alone_N, tick_N, by_drawn_N)
         parts = lesson.parts(1 if config.pipeline is None else config.pipeline.parts)
-        made = overlapped(parts, self._tell, self._err)
-        return joined([told for (told, _), _ in made], [error_N for _, error_N in made], alone_N, config.weights)
+        made = overlapped(parts, self._tell, self._predict)
+        return joined([self._assess(told, predicted) for told, predicted in made], alone_N, config.weights)
 
-    def _tell(self, lesson: Lesson) -> tuple[Told, Task]:
-        """Think about rows; what follows from it, and what is sent to the denoiser."""
+    def _tell(self, lesson: Lesson) -> Told:
+        """Think about rows; what follows from it, and what the denoiser is sent."""
         assert self.thinker is not None, "the model thinks"
         noisy, level_N, label_N = lesson.noisy, lesson.level, lesson.label
         seen = self.see(noisy, level_N, label_N, self._refined(noisy, level_N, label_N, lesson.tried))
@@ -116,14 +116,18 @@ class EnhancedCTMDiffusion(nn.Module):
         guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, lesson.alone)
         judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, self.diffusion.bins)).argmax(-1)
         right = (judged == bin_NX).float().mean()
-        told = Told({"bins": bins.value, **seen.losses, **controlled.losses}, right, bins.tick)
-        return told, sent(Task(noisy, level_N, label_N, guide, lesson.target), self.denoiser.device)
+        task = sent(Task(noisy, level_N, label_N, guide), self.denoiser.device)
+        return Told(lesson, task, {"bins": bins.value, **seen.losses, **controlled.losses}, right, bins.tick)
 
-    def _err(self, told: tuple[Told, Task]) -> Tensor:
-        """[N]: the squared error of the denoiser, guided by what was told."""
-        _, (noisy, level_N, label_N, guide, target) = told
-        error_N: Tensor = (self.denoiser(noisy, level_N, label_N, guide) - target).square().flatten(1).mean(-1)
-        return error_N
+    def _predict(self, told: Told) -> Tensor:
+        """What the denoiser makes of it, where it is."""
+        predicted: Tensor = self.denoiser(*told.task)
+        return predicted
+
+    def _assess(self, told: Told, predicted: Tensor) -> Learned:
+        """How wrong that was; what is descended for it is added here."""
+        error_N = (sent(predicted, told.lesson.target.device) - told.lesson.target).square().flatten(1).mean(-1)
+        return Learned(error_N, told.losses, told.right, told.tick)
 
     def place(self) -> None:
         """Put thought and denoiser where the pipeline has them; nothing without one."""

@@ -19,7 +19,7 @@ from serving.waiting import Thought
 
 MODEL = {"model": "fake", "version": "1"}
 REQUEST = Request(request_id="", inputs={}, rows=1, stop=StopPolicy(max_ticks=20), abstain_below=0.5, arrival=100.0)
-PER_MODEL = 19
+PER_MODEL = 22
 
 
 class Observed:

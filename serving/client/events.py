@@ -92,6 +92,8 @@ class Summary:
     """Of chains: what their randomness was drawn from."""
     texts: tuple[str, ...] = ()
     """Of text chains, one for each row: all that was generated, without the stop text."""
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+    """Of diffusion: image and estimate, [rows, height, width], what each row came to."""
 
 
 Event = Tick | Answer | Summary
@@ -116,6 +118,15 @@ class Result:
         """
         (text,) = self.summary.texts
         return text
+
+    @property
+    def images(self) -> Array:
+        """Of diffusion: what was drawn, [rows, height, width]; noisy still where a row ended early.
+
+        Raises:
+            KeyError: the model draws no images.
+        """
+        return self.summary.outputs["image"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,6 +229,7 @@ def _summary(message: pb.Summary) -> Summary:
         version=message.version,
         seed=message.seed if message.HasField("seed") else None,
         texts=tuple(message.texts),
+        outputs={tensor.name: array(tensor) for tensor in message.outputs},
     )
 
 

@@ -81,8 +81,8 @@ def draw_samples(
         )
         for rows in torch.split(torch.arange(len(labels_N)), batch_size)
     ]
-    images, *seen = zip(*drawn, strict=True)
-    return Samples(torch.cat(images), *(torch.cat(parts, dim=1) for parts in seen))
+    images, *seen, steps = zip(*drawn, strict=True)
+    return Samples(torch.cat(images), *(torch.cat(parts, dim=1) for parts in seen), torch.cat(steps))
 
 
 def judge_samples(

@@ -21,7 +21,7 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, heads: int, added_NJ: Tensor | None, weight_sparsity: float | None
 ) -> Tensor:
     """What each query finds, [N, Q, E]; `added_NJ` is added to the scores, 0 or `HIDDEN`."""
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    query, key, value = (torch.unflatten(x, -1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     mask = None if added_NJ is None else added_NJ[:, None, None]
     if weight_sparsity is None:
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)

@@ -63,42 +63,56 @@ class Lesson(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What the denoiser is given of some rows, and what it should make of it."""
+    """What the denoiser is given of some rows."""
 
     noisy: Tensor
     level: Tensor
     label: Tensor
     guide: Guide
-    target: Tensor
 
 
 class Told(NamedTuple):
-    """What the thoughts of some rows came to."""
+    """What the thoughts of some rows came to, before the denoiser."""
 
+    lesson: Lesson
+    task: Task
+    """Where the denoiser is."""
     losses: Mapping[str, Tensor]
     """Scalars."""
     right: Tensor
     """Scalar."""
     tick: Tensor
     """[N] the most certain one, from 0."""
-    lesson: Lesson
     controlled: Controlled
     other_estimate: Tensor | None
     """[N, S, S] what the other thought took for the clean image."""
 
 
-def joined(told: Sequence[Told], errors_N: Sequence[Tensor], alone_N: Tensor, weights: LossWeights) -> DiffusionLoss:
+class Learned(NamedTuple):
+    """What some rows have to teach."""
+
+    error: Tensor
+    """[N] squared, of the denoiser."""
+    losses: Mapping[str, Tensor]
+    """Scalars, all of them."""
+    right: Tensor
+    """Scalar."""
+    tick: Tensor
+    """[N]"""
+
+
+def joined(parts: Sequence[Learned], alone_N: Tensor, weights: LossWeights) -> DiffusionLoss:
     """The loss of all rows from their parts'; each part counts by its rows."""
-    error_N = torch.cat([error.to(alone_N.device) for error in errors_N])
-    shares = [len(part.tick) / len(alone_N) for part in told]
+    error_N = torch.cat([part.error for part in parts])
+    shares = [len(part.tick) / len(alone_N) for part in parts]
 
     def mean(values: Sequence[Tensor]) -> Tensor:
         return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
 
-    losses = {name: mean([part.losses[name] for part in told]) for name in told[0].losses}
+    losses = {name: mean([part.losses[name] for part in parts]) for name in parts[0].losses}
     value = error_N.mean() + sum(weights.of(name) * loss for name, loss in losses.items())
     guided, base = _mean(error_N, ~alone_N), _mean(error_N, alone_N)
-    right, tick_N = mean([part.right for part in told]), torch.cat([part.tick for part in told])
+    right, tick_N = mean([part.right for part in parts]), torch.cat([part.tick for part in parts])
     return DiffusionLoss(value, guided, base, right, tick_N, losses)
 
 

@@ -23,7 +23,7 @@ from ctm.diffusion.cores import build_thinker
 from ctm.diffusion.denoiser import Denoiser, Guide
 from ctm.diffusion.dynamic_denoiser import DynamicDenoiser
 from ctm.diffusion.jepa import DRAWS
-from ctm.diffusion.lesson import DiffusionLoss, Lesson, Task, Told, joined
+from ctm.diffusion.lesson import DiffusionLoss, Learned, Lesson, Task, Told, joined
 from ctm.diffusion.neuron_selection import Begun
 from ctm.diffusion.noise import NoiseSchedule, Parts
 from ctm.diffusion.pair_selector import PairSelector
@@ -121,12 +121,11 @@ class EnhancedCTMDiffusion(nn.Module):
         chance = tried_N, alone_N, tick_N, by_drawn_N, other_N, watches_N, stretches
         lesson = Lesson(clean, label_N, level_N, noise, noisy, target, *chance)
         parts = lesson.parts(1 if config.pipeline is None else config.pipeline.parts)
-        made = overlapped(parts, self._tell, self._err)
-        told = [told._replace(losses={**told.losses, **rewards}) for (told, _), (_, rewards) in made]
-        return joined(told, [error_N for _, (error_N, _) in made], alone_N, config.weights)
+        made = overlapped(parts, self._tell, self._predict)
+        return joined([self._assess(told, predicted) for told, predicted in made], alone_N, config.weights)
 
-    def _tell(self, lesson: Lesson) -> tuple[Told, Task]:
-        """Think about rows; what follows from it, and what is sent to the denoiser."""
+    def _tell(self, lesson: Lesson) -> Told:
+        """Think about rows; what follows from it, and what the denoiser is sent."""
         assert self.thinker is not None, "the model thinks"
         noisy, level_N, label_N = lesson.noisy, lesson.level, lesson.label
         watched, other_estimate = self._watched(lesson)
@@ -148,27 +147,30 @@ class EnhancedCTMDiffusion(nn.Module):
         losses = {"bins": bins.value, **seen.losses, **self._study(noisy, seen)}
         if self.jepa is not None:
             losses["jepa"] = self.jepa(seen, lesson.clean, label_N, self.nothing_fed(noisy), lesson.stretches)
-        told = Told(losses, right, bins.tick, lesson, controlled, other_estimate)
-        return told, sent(Task(noisy, level_N, label_N, guide, lesson.target), self.denoiser.device)
+        task = sent(Task(noisy, level_N, label_N, guide), self.denoiser.device)
+        return Told(lesson, task, losses, right, bins.tick, controlled, other_estimate)
 
-    def _err(self, made: tuple[Told, Task]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """[N]: the squared error of the denoiser, guided by what was told; and the losses that hang on it."""
-        told, (noisy, level_N, label_N, guide, target) = made
-        predicted = self.denoiser(noisy, level_N, label_N, guide)
-        error_N: Tensor = (predicted - target).square().flatten(1).mean(-1)
-        return error_N, self._rewards(told, predicted, error_N) if self.control.learns else {}
+    def _predict(self, told: Told) -> Tensor:
+        """What the denoiser makes of it, where it is."""
+        predicted: Tensor = self.denoiser(*told.task)
+        return predicted
+
+    def _assess(self, told: Told, predicted: Tensor) -> Learned:
+        """How wrong that was, and what is learned by what came of guiding."""
+        predicted = sent(predicted, told.lesson.target.device)
+        error_N = _squared(predicted, told.lesson.target)
+        rewards = self._rewards(told, predicted, error_N) if self.control.learns else {}
+        return Learned(error_N, {**told.losses, **rewards}, told.right, told.tick)
 
     def _rewards(self, told: Told, predicted: Tensor, error_N: Tensor) -> Mapping[str, Tensor]:
-        """What is learned by what came of guiding."""
         lesson = told.lesson
-        noisy, level_N, label_N = lesson.noisy, lesson.level, lesson.label
-        outcome = Outcome(label_N, ~lesson.alone, error_N.to(noisy.device))
+        outcome = Outcome(lesson.label, ~lesson.alone, error_N)
         if self.diffusion.basal_ganglia is not None:
             with torch.no_grad():
-                base = self.denoise(noisy, level_N, label_N, None)
-            outcome = outcome._replace(base_error=(base - lesson.target).square().flatten(1).mean(-1))
+                base = self.denoise(lesson.noisy, lesson.level, lesson.label, None)
+            outcome = outcome._replace(base_error=_squared(base, lesson.target))
         if self.diffusion.mirror is not None:
-            estimate = self._estimated(noisy, predicted.to(noisy.device), level_N).clean
+            estimate = self._estimated(lesson.noisy, predicted, lesson.level).clean
             outcome = outcome._replace(clean=lesson.clean, estimate=estimate, other_estimate=told.other_estimate)
         return self.control.losses(told.controlled, outcome)
 
@@ -241,3 +243,8 @@ class EnhancedCTMDiffusion(nn.Module):
     def _estimated(self, noisy: Tensor, predicted: Tensor, level_N: Tensor) -> Parts:
         parts = self.schedule.take_apart(noisy, predicted, level_N, self.diffusion.target)
         return clipped(self.schedule, parts, level_N)
+
+
+def _squared(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean squared error of each row, [N]."""
+    return (found - wanted).square().flatten(1).mean(-1)

@@ -4,21 +4,21 @@ Memory for time: of each tick and of each layer of the denoiser only what goes i
 """
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-P = ParamSpec("P")
+A = TypeVarTuple("A")
 R = TypeVar("R")
 
 
-def computed(function: Callable[P, R], again: bool, *arguments: P.args, **keywords: P.kwargs) -> R:
+def computed(function: Callable[[*A], R], again: bool, *arguments: *A) -> R:
     """The function's result; with `again`, what it is differentiated by is computed once more when that is done.
 
     Its chance is drawn once: the second run meets the generator as the first did.
     """
     if not again or not torch.is_grad_enabled():
-        return function(*arguments, **keywords)
-    result: R = checkpoint(function, *arguments, use_reentrant=False, **keywords)
+        return function(*arguments)
+    result: R = checkpoint(function, *arguments, use_reentrant=False)
     return result

@@ -93,7 +93,8 @@ def sample(
         strides = [certain_stride(certainty, threshold, stride) for certainty in told[0].tolist()]
         stride_N = stride_N.index_copy(0, on, torch.tensor(strides, device=on.device))
         seen.append((estimate, *(value.new_zeros(label_N.shape).index_copy(0, on, value) for value in told)))
-    return Samples(image, *(torch.stack(kept) for kept in zip(*seen, strict=True)), used_N)
+    estimates, certainties, abstained, ticks_used = (torch.stack(kept) for kept in zip(*seen, strict=True))
+    return Samples(image, estimates, certainties, abstained, ticks_used, used_N)
 
 
 def _guide(

@@ -77,9 +77,10 @@ def small_model(seed: int = 0, ticks: int = CORE.ticks, **settings: object) -> E
         if isinstance(model.thinker, ReasoningThinker):
             # A fresh controller does nothing but go forward.
             controller = model.thinker.model.controller
-            for layer in (controller.look_at, controller.move_logits, controller.gate):
-                layer.weight.mul_(6)
+            for layer, scale in ((controller.look_at, 6), (controller.move_logits, 6), (controller.gate, 24)):
+                layer.weight.mul_(scale)
             controller.move_logits.bias.zero_()
+            controller.gate.bias.zero_()
             controller.detour_from.weight.normal_()
     return model.eval()
 

@@ -151,7 +151,9 @@ def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples,
             {"ticks": 6, "hierarchical": HierarchicalConfig(low_ticks=2, high_width=16, high_heads=2)},
             id="hierarchical",
         ),
-        pytest.param({"reasoning": BidirectionalConfig(max_moves=5, places=3, memory_width=6)}, id="reasoning"),
+        pytest.param(
+            {"seed": 1, "reasoning": BidirectionalConfig(max_moves=5, places=3, memory_width=6)}, id="reasoning"
+        ),
         pytest.param({"consciousness": ConsciousnessConfig(start=0.4, threshold=1.2)}, id="consciousness"),
     ],
 )

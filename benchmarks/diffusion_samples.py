@@ -81,8 +81,15 @@ def draw_samples(
         )
         for rows in torch.split(torch.arange(len(labels_N)), batch_size)
     ]
-    images, *seen = zip(*drawn, strict=True)
-    return Samples(torch.cat(images), *(torch.cat(parts, dim=1) for parts in seen))
+    images, estimates, certainties, abstained, ticks_used, steps = zip(*drawn, strict=True)
+    return Samples(
+        images=torch.cat(images),
+        estimates=torch.cat(estimates, dim=1),
+        certainties=torch.cat(certainties, dim=1),
+        abstained=torch.cat(abstained, dim=1),
+        ticks_used=torch.cat(ticks_used, dim=1),
+        steps=torch.cat(steps),
+    )
 
 
 def judge_samples(

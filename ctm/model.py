@@ -189,18 +189,20 @@ class CTM(nn.Module):
         self, context: Context | MaskedContext, state: State, root_beta_action: Tensor, root_beta_out: Tensor
     ) -> tuple[State, Seen]:
         """A tick as far as the out sync, before anything is read off it."""
-        keep_action, keep_out = self.keep()
-
         sync_action = state.action_sum / root_beta_action
         found, attention = self.attention(self.query(sync_action), context)
+        state, pre = self.take_in(found, state)
+        return state, Seen(attention, sync_action, state.out_sum / root_beta_out, pre)
+
+    def take_in(self, found: Tensor, state: State) -> tuple[State, Tensor]:
+        """The next state, given what attention found, [B, I]; and the pre-activations that led to it."""
+        keep_action, keep_out = self.keep()
         pre = self.synapse(torch.cat([found, state.post], dim=-1)).to(state.post.dtype)
         trace = torch.cat([state.trace[:, :, 1:], pre.unsqueeze(-1)], dim=-1)
         post = self.neurons(trace, state.post).to(state.post.dtype)
-
         action_sum = keep_action * state.action_sum + self.action_sync.products(post)
         out_sum = keep_out * state.out_sum + self.out_sync.products(post)
-        sync_out = out_sum / root_beta_out
-        return State(trace, post, action_sum, out_sum), Seen(attention, sync_action, sync_out, pre)
+        return State(trace, post, action_sum, out_sum), pre
 
     def forward(self, inputs: Tensor, *, ticks: int | None = None, track: bool = False) -> Thoughts:
         """Think about every row for the same number of ticks, `config.ticks` unless given."""

@@ -20,7 +20,7 @@ from ctm.config import CTMConfig
 from ctm.frozen import CertaintyReadout, ConvolutionNeurons, MatmulNeurons, compose, synapse_after
 from ctm.model import CTM, Context, State
 
-Role = Literal["prediction", "certainty", "energy", "detail", "abstained"]
+Role = Literal["prediction", "certainty", "energy", "detail", "done", "abstained"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

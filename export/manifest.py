@@ -139,6 +139,7 @@ def _specs(specs: Iterable[ctm_program.TensorSpec]) -> list[bundle.TensorSpec]:
         "certainty": bundle.TensorSpec.CERTAINTY,
         "energy": bundle.TensorSpec.ENERGY,
         "detail": bundle.TensorSpec.DETAIL,
+        "done": bundle.TensorSpec.DONE,
         "abstained": bundle.TensorSpec.ABSTAINED,
     }
     return [

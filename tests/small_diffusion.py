@@ -5,12 +5,18 @@ from dataclasses import replace
 import torch
 
 from ctm.config import CTMConfig
+from ctm.diffusion.basal_ganglia import BasalGangliaConfig
 from ctm.diffusion.config import DiffusionConfig
+from ctm.diffusion.emotion import EmotionConfig
 from ctm.diffusion.entropy_model import EntropyModelConfig
+from ctm.diffusion.goal import GoalConfig
 from ctm.diffusion.granularity import GranularityConfig
 from ctm.diffusion.jepa import JEPAConfig
+from ctm.diffusion.mirror import MirrorConfig
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.patches import PatcherConfig
+from ctm.diffusion.synaptic_empathy import SynapticEmpathyConfig
+from ctm.diffusion.thinker_reasoning import ReasoningThinker
 from ctm.diffusion.tracker import TrackerConfig
 
 DIFFUSION = DiffusionConfig(side=6, patch=3, classes=4, levels=20, bins=4, width=16, layers=2, heads=2)
@@ -28,6 +34,16 @@ CORE = CTMConfig(
     out_dims=36 * 4,
     prediction_shape=(36, 4),
 )
+_EMOTION = EmotionConfig(width=24, emotions=3, hidden=6)
+_GOAL = GoalConfig(width=24, context=16, goals=4, hidden=6)
+CONTROL: dict[str, object] = {
+    "basal_ganglia": BasalGangliaConfig(hidden=8),
+    "empathy": SynapticEmpathyConfig(width=24),
+    "emotion": _EMOTION,
+    "goal": _GOAL,
+    "mirror": MirrorConfig(emotion=_EMOTION, goal=_GOAL, actions=36),
+}
+"""What gates a thought's state and what moves it, by the name of its switch."""
 PATCHER = PatcherConfig(
     length=36, width=16, min_length=2, max_length=8, threshold=5.52, entropy=EntropyModelConfig(width=8, layers=2)
 )
@@ -41,20 +57,31 @@ SENSES: dict[str, dict[str, object]] = {
 """What switches on each of the senses' parts."""
 
 
-def small_model(seed: int = 0, **settings: object) -> EnhancedCTMDiffusion:
+def small_model(seed: int = 0, ticks: int = CORE.ticks, **settings: object) -> EnhancedCTMDiffusion:
     """Layers that begin at zero are drawn too: otherwise nothing would depend on them."""
     torch.manual_seed(seed)
-    model = EnhancedCTMDiffusion(CORE, replace(DIFFUSION, **settings), seed=seed)
+    model = EnhancedCTMDiffusion(replace(CORE, ticks=ticks), replace(DIFFUSION, **settings), seed=seed)
     with torch.no_grad():
         for weight in model.denoiser.parameters():
             if not weight.any():
                 weight.normal_(std=0.2)
         if model.thinker is not None:
+            for weight in model.control.parameters():
+                if not weight.any():
+                    weight.normal_(std=0.5)
             # Otherwise all certainties are nearly the same, and thresholds tell no row from another.
             core = model.thinker.core
             for weight in (core.readout.weight, *core.synapse.parameters(), *core.neurons.parameters()):
                 weight.mul_(3)
             core.readout.weight.mul_(10)
+        if isinstance(model.thinker, ReasoningThinker):
+            # A fresh controller does nothing but go forward.
+            controller = model.thinker.model.controller
+            for layer, scale in ((controller.look_at, 6), (controller.move_logits, 6), (controller.gate, 24)):
+                layer.weight.mul_(scale)
+            controller.move_logits.bias.zero_()
+            controller.gate.bias.zero_()
+            controller.detour_from.weight.normal_()
     return model.eval()
 
 

@@ -295,13 +295,15 @@ def test_a_new_pair_begins_afresh_and_an_old_one_goes_on():
     weights = [reader.weight.clone() for reader in readers]
     left, right, decay = sync.left.clone(), sync.right.clone(), sync.decay.clone()
     left[3], right[5] = (left[3] + 1) % 16, (right[5] + 1) % 16
-    assert install(sync, (left, right), readers) == 2
+    begun = install(sync, (left, right), readers)
     new = torch.zeros(len(left), dtype=torch.bool)
     new[[3, 5]] = True
     assert torch.equal(sync.left, left)
     assert torch.equal(sync.right, right)
     assert torch.equal(sync.decay == 0, new)
     assert torch.equal(sync.decay[~new], decay[~new])
+    assert [weight for weight, _ in begun] == [sync.decay, *(reader.weight for reader in readers)]
+    assert all(torch.equal(where, new.expand_as(weight)) for weight, where in begun)
     for reader, weight in zip(readers, weights, strict=True):
         assert torch.equal(reader.weight[:, ~new], weight[:, ~new])
         assert not reader.weight[:, new].any()
@@ -311,7 +313,8 @@ def test_each_rule_gives_a_model_pairs_of_its_own():
     model, found = tiny_model(), set()
     activity = observed(model)
     for rule in RULES:
-        assert select_and_freeze(model, activity, SelectionConfig(rule=rule), seed=0) > 0
+        begun = select_and_freeze(model, activity, SelectionConfig(rule=rule), seed=0)
+        assert any(where.any() for _, where in begun)
         pairs = zip(model.out_sync.left.tolist(), model.out_sync.right.tolist(), strict=True)
         found.add(frozenset(frozenset(pair) for pair in pairs))
     assert len(found) == len(RULES)

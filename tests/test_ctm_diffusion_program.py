@@ -9,13 +9,18 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_diffusion import CORE, DIFFUSION, SENSES, small_model
+from small_diffusion import CONTROL, DIFFUSION, SENSES, small_model
 from torch import Tensor, nn
 
 from ctm.diffusion import program
+from ctm.diffusion.bidirectional import BidirectionalConfig
+from ctm.diffusion.consciousness import ConsciousnessConfig
+from ctm.diffusion.hierarchical import HierarchicalConfig
+from ctm.diffusion.linear_attention import LinearAttentionConfig
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, spaced_levels
 from ctm.diffusion.sampling import Samples, sample
+from ctm.diffusion.wina import WINAConfig
 from export.onnx_graph import write_onnx
 
 Function = Callable[..., list[NDArray[np.generic]]]
@@ -33,7 +38,11 @@ def functions(model: EnhancedCTMDiffusion) -> dict[str, tuple[nn.Module, tuple, 
     after = tuple(spec for spec in (*thought.state, *thought.outputs))
     return {
         "encode": (program.Encode(model), thought.inputs, thought.context),
-        "tick": (program.tick(model, CORE.ticks), (*thought.context, *thought.state), after),
+        "tick": (
+            program.tick(model, program.thinker_of(model).config.ticks),
+            (*thought.context, *thought.state),
+            after,
+        ),
         "finish": (program.ReverseStep(model), finish.arguments, finish.results),
     }
 
@@ -75,7 +84,8 @@ def draw(
     """Sampling as a server does it: encode, ticks until certain, finish, the next link."""
     assert model.thinker is not None
     start = [value.numpy() for value in model.thinker.start_values().values()]
-    fed = [np.zeros((len(labels), *shape), np.float32) for shape in model.diffusion.fed.values()]
+    seen = [spec.name for spec in program.specify(model).outputs]
+    fed = [np.zeros((len(labels), *shape), np.float32) for shape in model.fed.values()]
     levels, image = [*map(int, spaced_levels(DIFFUSION.levels, STEPS)), CLEAN], noise(0).numpy()
     label, rows = labels.numpy(), len(labels)
     estimates, certainties, abstained, used = [], [], [], []
@@ -84,25 +94,31 @@ def draw(
         context = run["encode"](image, level, label, *fed)
         state = [np.repeat(value[None], rows, 0) for value in start]
         best, ticks, alive = [None] * 3, np.zeros(rows, np.int64), np.ones(rows, bool)
-        for _ in range(CORE.ticks):
-            *state, prediction, certainty, guide, _ = run["tick"](*context, *state)
+        for _ in range(model.thinker.config.ticks):
+            results = run["tick"](*context, *state)
+            state, tick = results[: len(start)], dict(zip(seen, results[len(start) :], strict=True))
+            certainty = tick["certainty"]
             ticks += alive
             better = alive if best[0] is None else alive & (certainty > best[1])
-            found = prediction, certainty, guide
+            found = tick["prediction"], certainty, tick["guide"]
             best = [
                 new if old is None else np.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
                 for old, new in zip(best, found, strict=True)
             ]
-            alive &= certainty < certain
+            alive &= (certainty < certain) & (tick.get("done", np.zeros(rows)) < 0.5)
         gives_up = best[1] < threshold
         fresh = noise(step + 1).numpy() if following[0] != CLEAN else np.zeros_like(image)
         eta = np.full(rows, ETA, np.float32)
-        image, estimate, *fed = run["finish"](image, level, label, following, eta, fresh, gives_up, *best)
+        reads = {spec.name for spec in program.specify_finish(model).arguments}
+        again = [value for name, value in zip(model.fed, fed, strict=True) if name in reads]
+        image, estimate, *fed = run["finish"](image, level, label, following, eta, fresh, gives_up, *best, *again)
         for kept, value in zip(
             (estimates, certainties, abstained, used), (estimate, best[1], gives_up, ticks), strict=True
         ):
             kept.append(torch.from_numpy(np.asarray(value)))
-    return Samples(torch.from_numpy(image), *map(torch.stack, (estimates, certainties, abstained, used)))
+    return Samples(
+        torch.from_numpy(image), *map(torch.stack, (estimates, certainties, abstained, used)), labels * 0 + STEPS
+    )
 
 
 def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples, float, float]:
@@ -126,13 +142,25 @@ def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples,
         pytest.param({}, id="noise"),
         pytest.param({"target": "velocity"}, id="velocity"),
         pytest.param({"refine": True}, id="refined"),
+        *(pytest.param({name: CONTROL[name]}, id=name) for name in CONTROL),
+        pytest.param({"refine": True, **CONTROL}, id="all control"),
+        pytest.param({"wina": WINAConfig(sparsity=0.5)}, id="wina"),
+        pytest.param({"linear_attention": LinearAttentionConfig(key_width=4, exact=2)}, id="linear attention"),
         *(pytest.param(settings, id=name) for name, settings in SENSES.items()),
+        pytest.param(
+            {"ticks": 6, "hierarchical": HierarchicalConfig(low_ticks=2, high_width=16, high_heads=2)},
+            id="hierarchical",
+        ),
+        pytest.param(
+            {"seed": 1, "reasoning": BidirectionalConfig(max_moves=5, places=3, memory_width=6)}, id="reasoning"
+        ),
+        pytest.param({"consciousness": ConsciousnessConfig(start=0.4, threshold=1.2)}, id="consciousness"),
     ],
 )
 def test_link_by_link_gives_the_samples_of_the_sampler(form, settings, tmp_path):
     model, labels = small_model(**settings), torch.arange(ROWS)
     wanted, threshold, certain = drawn_clearly(model, labels)
-    assert wanted.ticks_used.max() == CORE.ticks
+    assert model.diffusion.reasoning is not None or wanted.ticks_used.max() == program.thinker_of(model).config.ticks
     found = draw(model, in_torch(model) if form == "torch" else in_onnx(model, tmp_path), labels, threshold, certain)
     assert torch.equal(found.ticks_used, wanted.ticks_used)
     assert torch.equal(found.abstained, wanted.abstained)

@@ -13,18 +13,30 @@ its baseline (Williams 1992): it needs no reward that could be differentiated.
 
 # Shapes: B rows, D width of a thought, C of its context, A channels of action.
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_HIDDEN = 32
-"""Width of what expects the reward."""
+from ctm.diffusion.emotion import check_count
+
 _OPEN = 2.0
 """Where go begins above, and nogo below, zero: a fresh gate lets about 0.78 of everything through."""
 _SURE = 1e-6
 """Keeps the logarithm of a gate that is shut, or wide open, finite."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BasalGangliaConfig:
+    """What a gate is made of; the widths are those of what it gates."""
+
+    hidden: int = 32
+    """Width of what expects the reward."""
+
+    def __post_init__(self) -> None:
+        check_count("basal_ganglia.hidden", self.hidden)
 
 
 class Gated(NamedTuple):
@@ -41,12 +53,14 @@ class Gated(NamedTuple):
 class BasalGanglia(nn.Module):
     """Gates the channels of an action by what is thought, and where."""
 
-    def __init__(self, thought: int, context: int, action: int) -> None:
+    def __init__(
+        self, thought: int, context: int, action: int, config: BasalGangliaConfig = BasalGangliaConfig()
+    ) -> None:
         """Takes the widths of its three inputs."""
         super().__init__()
         self.context = nn.Linear(context, thought)
         self.go, self.nogo = (_way(thought, action, bias) for bias in (_OPEN, -_OPEN))
-        self.value = nn.Sequential(nn.Linear(thought, _HIDDEN), nn.Tanh(), nn.Linear(_HIDDEN, 1))
+        self.value = nn.Sequential(nn.Linear(thought, config.hidden), nn.Tanh(), nn.Linear(config.hidden, 1))
 
     def forward(self, thought_BD: Tensor, context_BC: Tensor, action_BA: Tensor) -> Gated:
         heard_BD = thought_BD * self.context(context_BC).sigmoid()

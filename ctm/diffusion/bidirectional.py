@@ -46,11 +46,11 @@ class BidirectionalConfig:
         for name, least in (("max_moves", 1), ("places", 2), ("memory_width", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"bidirectional.{name} must be a whole number of at least {least}, got {value!r}")
+                raise ValueError(f"reasoning.{name} must be a whole number of at least {least}, got {value!r}")
         if not 0 < self.end_at <= 1:
-            raise ValueError(f"bidirectional.end_at must be a number in (0, 1], got {self.end_at!r}")
+            raise ValueError(f"reasoning.end_at must be a number in (0, 1], got {self.end_at!r}")
         if not self.temperature > 0:
-            raise ValueError(f"bidirectional.temperature must be a number above 0, got {self.temperature!r}")
+            raise ValueError(f"reasoning.temperature must be a number above 0, got {self.temperature!r}")
 
 
 class Walk(NamedTuple):
@@ -167,10 +167,14 @@ class BidirectionalReasoningController(nn.Module):
         return memory_BR
 
 
-def gumbel_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Noise whose addition makes the largest logit a draw from their softmax; -ln(-ln u)."""
+def gumbel_noise(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    """Noise whose addition makes the largest logit a draw from their softmax; -ln(-ln u).
+
+    Without a generator it is drawn from torch's, on the CPU.
+    """
+    device = "cpu" if generator is None else generator.device
     # Away from 0 and 1, where it would be infinite.
-    uniform = torch.rand(tuple(shape), generator=generator, device=generator.device).clamp(1e-7, 1 - 1e-7)
+    uniform = torch.rand(tuple(shape), generator=generator, device=device).clamp(1e-7, 1 - 1e-7)
     return -(-uniform.log()).log()
 
 

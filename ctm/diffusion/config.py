@@ -6,16 +6,35 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 from ctm.config import CTMConfig
+from ctm.diffusion.basal_ganglia import BasalGangliaConfig
+from ctm.diffusion.bidirectional import BidirectionalConfig
+from ctm.diffusion.consciousness import ConsciousnessConfig
+from ctm.diffusion.control_widths import check_widths
+from ctm.diffusion.core_checks import check_core_fits, check_cores
+from ctm.diffusion.denoiser_attention import check_attention
+from ctm.diffusion.emotion import EmotionConfig
+from ctm.diffusion.goal import GoalConfig
 from ctm.diffusion.granularity import GranularityConfig
+from ctm.diffusion.hierarchical import HierarchicalConfig
 from ctm.diffusion.jepa import JEPAConfig
+from ctm.diffusion.linear_attention import LinearAttentionConfig
+from ctm.diffusion.mirror import MirrorConfig
+from ctm.diffusion.neuron_selection import SelectionConfig
 from ctm.diffusion.noise import ScheduleName, Target
 from ctm.diffusion.patches import PatcherConfig
+from ctm.diffusion.pipeline import PipelineConfig
 from ctm.diffusion.senses_checks import check_senses
+from ctm.diffusion.synaptic_empathy import SynapticEmpathyConfig
 from ctm.diffusion.tracker import TrackerConfig
+from ctm.diffusion.wina import WINAConfig
 from ctm.plain import from_plain
 
 _COUNTS = ("side", "patch", "classes", "levels", "bins", "width", "layers", "heads", "thought_tokens")
-_SWITCHES = ("refine", "tracker", "granularity", "patcher", "jepa")
+WATCHING = ("empathy", "emotion", "goal", "mirror")
+"""What watches another thought."""
+_THINKING = ("hierarchical", "reasoning", "consciousness", "selection")
+_SEEING = ("refine", "tracker", "granularity", "patcher", "jepa")
+_SWITCHES = (*_SEEING, *_THINKING, "basal_ganglia", *WATCHING, "pipeline")
 """What has no meaning without a thought."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
@@ -30,6 +49,21 @@ class LossWeights:
     """Of the patchers' next-byte loss; entropy models alone learn by it."""
     jepa: float = 0.1
     """Of telling the tokens of a stretch of the clean image."""
+
+    value: float = 0.1
+    """Of what the basal ganglia expect of a row: the squared error of the reward."""
+
+    gate: float = 0.01
+    """Of what they let through, by the reward that was not expected."""
+
+    goal: float = 0.1
+    """Of telling the class another thought was asked for: cross-entropy."""
+
+    empathy: float = 0.01
+    """Of one minus resonance with another thought."""
+
+    selfless: float = 0.01
+    """Of one minus the reward for bringing another's estimate nearer the clean image."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -95,6 +129,18 @@ class DiffusionConfig:
     refine: bool = False
     """Whether each reverse step's estimate of the clean image is handed to the next one's thought."""
 
+    hierarchical: HierarchicalConfig | None = None
+    """Lets a core of two speeds think, a slow level guiding a fast one."""
+
+    reasoning: BidirectionalConfig | None = None
+    """Lets a controller move a thought back and forward, and end it."""
+
+    consciousness: ConsciousnessConfig | None = None
+    """Lets a thought take in as much of the image as it is awake."""
+
+    selection: SelectionConfig | None = None
+    """Chooses the pairs of neurons that syncs read, once, by what neurons did while the model warmed up."""
+
     tracker: TrackerConfig | None = None
     """Tells the thought's tokens of each other's whereabouts and of the level of noise."""
 
@@ -110,8 +156,35 @@ class DiffusionConfig:
     dynamic: PatcherConfig | None = None
     """Has the denoiser work on dynamic patches of the noisy image's bytes; None on those of the grid."""
 
+    basal_ganglia: BasalGangliaConfig | None = None
+    """Whether what guides is gated, channel by channel, and how."""
+
+    empathy: SynapticEmpathyConfig | None = None
+    """Whether a thought's neurons are drawn to another thought's where their traces run alike."""
+
+    emotion: EmotionConfig | None = None
+    """Whether codes of the own and of another thought's activity move what guides."""
+
+    goal: GoalConfig | None = None
+    """Whether what another thought is believed to be after moves what guides."""
+
+    mirror: MirrorConfig | None = None
+    """Whether a thought leans towards helping another: emotion and goal of its own, and a reward."""
+
     weights: LossWeights = LossWeights()
     """Of the losses beside the denoiser's error."""
+
+    wina: WINAConfig | None = None
+    """How much of what its layers see the denoiser drops; None drops nothing."""
+
+    linear_attention: LinearAttentionConfig | None = None
+    """The denoiser's attention at a cost linear in its tokens; None is softmax attention."""
+
+    checkpoint_gradients: bool = False
+    """Whether ticks and layers of the denoiser are computed again for the backward pass instead of being kept."""
+
+    pipeline: PipelineConfig | None = None
+    """Two devices on which thought and denoiser learn at the same time; None has them take turns."""
 
     confidence_threshold: float = 0.0
     """A row whose thought is less certain abstains: it takes the base path at that reverse step. 0: none does."""
@@ -145,8 +218,16 @@ class DiffusionConfig:
             dynamic=self.dynamic,
             jepa=self.jepa,
         )
+        check_cores(
+            hierarchical=self.hierarchical,
+            reasoning=self.reasoning,
+            consciousness=self.consciousness,
+            selection=self.selection,
+        )
         if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):
             raise ValueError(f"diffusion.{useless[0]} needs a thought, got guided = false")
+        if self.linear_attention is not None:
+            check_attention(self.linear_attention, self.wina, self.tokens + self.guided * self.thought_tokens)
 
     @property
     def tokens(self) -> int:
@@ -154,9 +235,9 @@ class DiffusionConfig:
         return (self.side // self.patch) ** 2
 
     @property
-    def fed(self) -> dict[str, tuple[int, ...]]:
-        """What a reverse step hands to the thought of the next, by name, with the shapes of one row."""
-        return {"estimate": (self.side, self.side)} if self.refine else {}
+    def watches(self) -> bool:
+        """Whether a thought is told of another one: that of the reverse step before."""
+        return any(getattr(self, name) is not None for name in WATCHING)
 
     def check_core(self, core: CTMConfig) -> None:
         """Raise ValueError unless a CTM can think about such images."""
@@ -175,6 +256,8 @@ class DiffusionConfig:
                     f"model.{name} must be {value!r} for diffusion of {self.side} x {self.side} pixels in patches of "
                     f"{self.patch}, {self.bins} bins and width {self.width}, got {getattr(core, name)!r}"
                 )
+        check_core_fits(core, hierarchical=self.hierarchical, reasoning=self.reasoning, selection=self.selection)
+        check_widths(self, core)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""

@@ -5,7 +5,8 @@
     strength = certainty of the thought, 0 for a row that abstains
 
 A row of strength 0 gets the base prediction, exactly: the same network, level and class, but no thought. The layers
-are modulated as in DiT (arXiv 2212.09748), beginning as the identity.
+are modulated as in DiT (arXiv 2212.09748), beginning as the identity. What maps pixels, level, class and state to
+tokens and back stays dense where WINA drops inputs of the layers: it has few inputs, or few rows.
 """
 
 # Shapes: N rows, S side, P patches, E width, G thought tokens, Q = P, J = P + G, h heads, O out pairs, D neurons.
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctm.diffusion.config import DiffusionConfig
+from ctm.diffusion.denoiser_attention import HIDDEN, attend
 from ctm.diffusion.grid import cut, join
 from ctm.diffusion.level import level_code
-
-_HIDDEN = -1e9
-"""Added to a score: its weight is exactly 0."""
+from ctm.diffusion.linear_attention import LinearAttention
+from ctm.diffusion.recompute import computed
+from ctm.diffusion.wina import make_sparse
 
 
 class Guide(NamedTuple):
@@ -51,7 +53,8 @@ class Denoiser(nn.Module):
         self.place = nn.Parameter(0.02 * torch.randn(config.tokens, width))
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(config.classes, width)
-        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        sparsities = (None,) * config.layers if config.wina is None else config.wina.of_layers(config.layers)
+        self.layers = nn.ModuleList(_Layer(config, sparsity) for sparsity in sparsities)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.last = nn.Linear(width, 2 * width)
         self.pixels = nn.Linear(width, area)
@@ -64,6 +67,18 @@ class Denoiser(nn.Module):
             self.guidance = nn.Linear(width, width, bias=False)
             self.thought_tokens = nn.Linear(width, config.thought_tokens * width)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.last.weight.device
+
+    @property
+    def state_in(self) -> nn.Linear:
+        """What reads a thought's state, its out sync first."""
+        linear = self.state[1]
+        assert isinstance(linear, nn.Linear), "a state is normalised, then mapped"
+        return linear
+
     def forward(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide | None = None) -> Tensor:
         """The prediction for images of [N, S, S], of the same shape; None is the base path for every row."""
         tokens = self.patches(cut(noisy, self.config.patch)) + self.place
@@ -75,11 +90,11 @@ class Denoiser(nn.Module):
             state_NE = strength_N1 * self.state(guide.state)
             told = told + self.guidance(state_NE)
             extra_NGE = self.thought_tokens(state_NE).unflatten(-1, (-1, self.config.width))
-            hidden_N1 = torch.where(strength_N1 > 0, 0.0, _HIDDEN)
+            hidden_N1 = torch.where(strength_N1 > 0, 0.0, HIDDEN)
             thought = _Thought(extra_NGE, hidden_N1.expand(-1, self.config.thought_tokens))
         condition = F.silu(told)
         for layer in self.layers:
-            tokens = layer(tokens, condition, thought)
+            tokens = computed(layer, self.config.checkpoint_gradients, tokens, condition, thought)
         shift, scale = self.last(condition).unsqueeze(1).chunk(2, dim=-1)
         return join(self.pixels(_modulate(self.norm(tokens), shift, scale)), self.config.side, self.config.patch)
 
@@ -92,16 +107,26 @@ class _Thought(NamedTuple):
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: DiffusionConfig) -> None:
+    def __init__(self, config: DiffusionConfig, sparsity: float | None) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
         self.norm_attention = nn.LayerNorm(width, elementwise_affine=False)
         self.norm_mlp = nn.LayerNorm(width, elementwise_affine=False)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.attention: LinearAttention | None = None
+        if config.linear_attention is None:
+            self.query = nn.Linear(width, width)
+            self.key_value = nn.Linear(width, 2 * width)
+            self.out = nn.Linear(width, width)
+        else:
+            self.attention = LinearAttention(width, config.heads, config.linear_attention)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.weight_sparsity: float | None = None
+        if sparsity is not None:
+            assert config.wina is not None, "what is sparse is so by WINA"
+            make_sparse(self, sparsity)
+            self.weight_sparsity = sparsity if config.wina.attention else None
+        # It tells level, class and thought: made after what is sparse, it stays dense.
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -113,15 +138,15 @@ class _Layer(nn.Module):
         return moved
 
     def _attend(self, tokens: Tensor, thought: _Thought | None) -> Tensor:
-        seen, mask = tokens, None
+        seen, added_NJ = tokens, None
         if thought is not None:
             seen = torch.cat([tokens, thought.tokens], dim=1)
-            mask_NJ = torch.cat([torch.zeros_like(tokens[..., 0]), thought.hidden.to(tokens)], dim=1)
-            mask = mask_NJ[:, None, None]
+            added_NJ = torch.cat([torch.zeros_like(tokens[..., 0]), thought.hidden.to(tokens)], dim=1)
+        if self.attention is not None:
+            linearly: Tensor = self.attention(tokens, seen, None if added_NJ is None else added_NJ < 0)
+            return linearly
         query, (key, value) = self.query(tokens), self.key_value(seen).chunk(2, dim=-1)
-        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        out: Tensor = self.out(found.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(attend(query, key, value, self.heads, added_NJ, self.weight_sparsity))
         return out
 
 

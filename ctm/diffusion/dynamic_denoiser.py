@@ -69,6 +69,13 @@ class DynamicDenoiser(nn.Module):
         """Where its weights are."""
         return self.last.weight.device
 
+    @property
+    def state_in(self) -> nn.Linear:
+        """What reads a thought's state, its out sync first."""
+        linear = self.state[1]
+        assert isinstance(linear, nn.Linear), "a state is normalised, then mapped"
+        return linear
+
     def forward(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide | None = None) -> Tensor:
         """The prediction for images of [N, S, S], of the same shape; None is the base path for every row."""
         layout = self.lay_out(noisy)

@@ -59,7 +59,7 @@ class EmotionStateTracker(nn.Module):
 
     def follow(self, post_BTD: Tensor) -> Tensor:
         """The states after each tick of an activity seen from its beginning, [B, T, E]."""
-        emotion_BE, states = self.start(len(post_BTD)), []
+        emotion_BE, states = self.start(post_BTD.shape[0]), []
         for seen_BE in self.project(post_BTD).unbind(1):
             emotion_BE = self._turn(seen_BE, emotion_BE)
             states.append(emotion_BE)

@@ -87,7 +87,7 @@ class GoalPredictor(nn.Module):
 
     def follow(self, post_BTD: Tensor, context_BTK: Tensor) -> Tensor:
         """The predictions after each tick of watching from the beginning, [B, T, G]."""
-        hidden_BH, states = self.start(len(post_BTD)), []
+        hidden_BH, states = self.start(post_BTD.shape[0]), []
         for seen_BH in self.project(torch.cat([post_BTD, context_BTK], dim=-1)).unbind(1):
             hidden_BH = self.cell(seen_BH, hidden_BH)
             states.append(hidden_BH)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctm.attention import Attention, Context
+from ctm.attention import Attention, Context, MaskedContext
 from ctm.certainty import certainty
 from ctm.config import CTMConfig
 from ctm.diffusion.root_betas import RootBetas, root_betas
@@ -128,7 +128,7 @@ class HierarchicalCTM(nn.Module):
         return RootBetas(action.root_betas(low_ticks, first=1), out.root_betas(ticks // low_ticks + 1, first=1))
 
     def tick(
-        self, context: Context, state: HierarchicalState, tables: RootBetas
+        self, context: Context | MaskedContext, state: HierarchicalState, tables: RootBetas
     ) -> tuple[HierarchicalState, TickOutput]:
         """One low tick of rows that may be at different ticks, and the high level's where a cycle ends.
 
@@ -147,7 +147,7 @@ class HierarchicalCTM(nn.Module):
         cycles_B = state.ticks_done.div(low_ticks, rounding_mode="floor").clamp(max=tables.out.shape[0] - 1)
         return state, self._read(state, F.embedding(cycles_B, tables.out), low)
 
-    def ticks(self, context: Context, rows: int) -> Iterator[tuple[HierarchicalState, TickOutput]]:
+    def ticks(self, context: Context | MaskedContext, rows: int) -> Iterator[tuple[HierarchicalState, TickOutput]]:
         """Tick after tick, without end, of rows that keep time: no high level is computed in vain."""
         state, low_ticks = self.start(rows), self.hierarchy.low_ticks
         action, beta_out = root_betas(self.core.action_sync, low_ticks), torch.ones_like(state.out_sum[0])
@@ -178,7 +178,7 @@ class HierarchicalCTM(nn.Module):
         self.core.project_decays()
 
     def _low(
-        self, context: Context, state: HierarchicalState, place: Tensor, root_beta: Tensor
+        self, context: Context | MaskedContext, state: HierarchicalState, place: Tensor, root_beta: Tensor
     ) -> tuple[HierarchicalState, "_Low"]:
         """A tick of the low level at a place of its cycle, [] or [B], and its report."""
         core, kind = self.core, state.post.dtype

@@ -25,23 +25,25 @@ def specify(model: HierarchicalCTM, input_name: str = "input") -> Program:
     Raises:
         ValueError: the configuration does not know the shape of an input.
     """
+    return replace(program.specify(model.core, input_name), state=specify_state(model))
+
+
+def specify_state(model: HierarchicalCTM) -> tuple[TensorSpec, ...]:
+    """What a thought carries from tick to tick."""
     hierarchy = model.hierarchy
     trace, post, action_sum, out_sum, ticks_done = program.specify_state(model.config)
-    return replace(
-        program.specify(model.core, input_name),
-        state=(
-            trace,
-            post,
-            TensorSpec(name="high", shape=(hierarchy.high_width,), description="the high level"),
-            TensorSpec(
-                name="reports",
-                shape=(hierarchy.low_ticks, hierarchy.high_width),
-                description="the low level's reports by place in the cycle",
-            ),
-            action_sum,
-            out_sum,
-            ticks_done,
+    return (
+        trace,
+        post,
+        TensorSpec(name="high", shape=(hierarchy.high_width,), description="the high level"),
+        TensorSpec(
+            name="reports",
+            shape=(hierarchy.low_ticks, hierarchy.high_width),
+            description="the low level's reports by place in the cycle",
         ),
+        action_sum,
+        out_sum,
+        ticks_done,
     )
 
 

@@ -25,6 +25,8 @@ from ctm.sync import Synchronisation, pair_each_with_each
 Where = Literal["both", "action", "out"]
 Pairs = tuple[Tensor, Tensor]
 """The left and the right neurons of each pair, [P] each."""
+Begun = tuple[Tensor, Tensor]
+"""Weights of which some began anew, and a mask of their shape that is true where they did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,38 +125,48 @@ def select_by(
 
 
 @torch.no_grad()
-def install(sync: Synchronisation, pairs: Pairs, readers: Sequence[nn.Linear]) -> int:
-    """Give a sync other pairs, in place, and say how many are new.
+def install(sync: Synchronisation, pairs: Pairs, readers: Sequence[nn.Linear]) -> list[Begun]:
+    """Give a sync other pairs, in place, and say which weights began anew.
 
     A new pair begins as a fresh one does, without forgetting, and with no say: what was learned of the pair in its
     place means nothing now.
 
     Args:
-        readers: the layers that read the sync.
+        readers: the layers that read the sync, in their first inputs.
     """
     left, right = (neurons.to(sync.left) for neurons in pairs)
     assert left.shape == sync.left.shape == right.shape, "a sync keeps the number of its pairs"
     new_P = (left != sync.left) | (right != sync.right)
     sync.left.copy_(left)
     sync.right.copy_(right)
-    sync.decay[new_P] = 0
+    begun: list[Begun] = [(sync.decay, new_P)]
     for reader in readers:
-        reader.weight[:, new_P] = 0
-    return int(new_P.sum())
+        new = torch.zeros_like(reader.weight, dtype=torch.bool)
+        new[:, : len(new_P)] = new_P
+        begun.append((reader.weight, new))
+    for weight, where in begun:
+        weight[where] = 0
+    return begun
 
 
-def select_and_freeze(model: CTM, activity: NeuronActivity, config: SelectionConfig, seed: int) -> int:
-    """Choose pairs by a rule and give them to a CTM's syncs; says how many are new."""
+def select_and_freeze(
+    model: CTM, activity: NeuronActivity, config: SelectionConfig, seed: int, readers: Sequence[nn.Linear] = ()
+) -> list[Begun]:
+    """Choose pairs by a rule and give them to a CTM's syncs; says which weights began anew.
+
+    Args:
+        readers: layers that read the out sync besides the model's own, in their first inputs.
+    """
     generator = torch.Generator("cpu").manual_seed(seed)
     scores = RULES[config.rule](activity, generator)
     action, out = select_by(model.config, scores, generator, config.where)
-    new = 0
+    begun: list[Begun] = []
     if action is not None:
-        new += install(model.action_sync, action, [model.query])
+        begun += install(model.action_sync, action, [model.query])
     if out is not None:
-        readers = [model.readout] if model.energy is None else [model.readout, model.energy.hidden]
-        new += install(model.out_sync, out, readers)
-    return new
+        own = [model.readout] if model.energy is None else [model.readout, model.energy.hidden]
+        begun += install(model.out_sync, out, [*own, *readers])
+    return begun
 
 
 def after_update(model: CTM, activity: NeuronActivity, config: SelectionConfig, done: int, seed: int) -> bool:

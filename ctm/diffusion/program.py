@@ -10,14 +10,17 @@
 
 # Shapes: B rows, S side, P patches, K bins, C = S * S * K, O out pairs, D neurons, h heads.
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ctm.diffusion.control import OTHER
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, clipped, reverse_step
 from ctm.diffusion.thinker import Thinker
+from ctm.diffusion.wina import freeze_norms
 from ctm.program import Program, TensorSpec
 
 HIDDEN = -1e9
@@ -43,7 +46,7 @@ def specify(model: EnhancedCTMDiffusion) -> Program:
     per_head = thinker.config.attention_width // heads
     fed = (
         TensorSpec(name=name, shape=shape, description="handed on by the reverse step before; zeros at first")
-        for name, shape in model.diffusion.fed.items()
+        for name, shape in model.fed.items()
     )
     return Program(
         inputs=(*_seen(model), *fed),
@@ -78,11 +81,12 @@ def specify_finish(model: EnhancedCTMDiffusion) -> Finish:
                 name="abstained", shape=(), datatype="BOOL", role="abstained", description="takes the base path"
             ),
             *of_tick,
+            *(spec for spec in program.inputs if spec.name == OTHER),
         ),
         results=(
             TensorSpec(name="next_image", shape=image),
             TensorSpec(name="estimate", shape=image, description="what the step took for the clean image"),
-            *(TensorSpec(name=f"next_{name}", shape=shape) for name, shape in model.diffusion.fed.items()),
+            *(TensorSpec(name=f"next_{name}", shape=shape) for name, shape in model.fed.items()),
         ),
     )
 
@@ -101,7 +105,7 @@ def tick(model: EnhancedCTMDiffusion, tick_cap: int, *, convolve: bool = False) 
 
 def _named(model: EnhancedCTMDiffusion, *fed: Tensor | None) -> dict[str, Tensor]:
     """What is fed back, by name: a traced function cannot have arguments of any name."""
-    return {name: value for name, value in zip(model.diffusion.fed, fed, strict=False) if value is not None}
+    return {name: value for name, value in zip(model.fed, fed, strict=False) if value is not None}
 
 
 def _seen(model: EnhancedCTMDiffusion) -> tuple[TensorSpec, ...]:
@@ -154,6 +158,10 @@ class ReverseStep(nn.Module):
     def __init__(self, model: EnhancedCTMDiffusion) -> None:
         super().__init__()
         thinker_of(model)
+        if model.diffusion.wina is not None:
+            # Norms of weights that do not change any more need not be computed at every run.
+            model = copy.deepcopy(model)
+            freeze_norms(model)
         self.model = model
 
     def forward(
@@ -168,13 +176,15 @@ class ReverseStep(nn.Module):
         prediction: Tensor,
         certainty: Tensor,
         guide: Tensor,
+        other: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Arguments and results in the order of `specify_finish`."""
         model = self.model
-        state = model.control(guide, certainty).state
+        fed = {} if other is None else {OTHER: other}
+        state = model.control(guide, certainty, level, fed).state
         guided = model.guide(prediction.flatten(1), certainty, state, abstained)
         predicted = model.denoise(image, level, label, guided)
         parts = model.schedule.take_apart(image, predicted, level, model.diffusion.target)
         parts = clipped(model.schedule, parts, level)
         next_image = reverse_step(model.schedule, parts, level, next_level, noise, eta)
-        return next_image, parts.clean, *model.hand_on(parts).values()
+        return next_image, parts.clean, *model.hand_on(parts, guide).values()

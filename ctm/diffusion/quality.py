@@ -110,16 +110,17 @@ def _judge(
         nothing = base.new_zeros(len(base), 0)
         return base, nothing, nothing, level
     thought, nobody = model.think(noisy, level, labels), torch.zeros(len(base), dtype=torch.bool, device=base.device)
+    fed = model.nothing_fed(noisy)
     guided = [
         error(
             model.denoise(
                 noisy,
                 level,
                 labels,
-                model.guide(prediction, certainty, model.control(state, certainty).state, nobody),
+                model.guide(prediction, certainty, model.control(state, certainty, level, fed).state, nobody),
             )
         )
-        for prediction, certainty, state in zip(*(ticked.unbind(1) for ticked in thought), strict=True)
+        for prediction, certainty, state in zip(*(ticked.unbind(1) for ticked in thought[:3]), strict=True)
     ]
     return base, torch.stack(guided, dim=1), thought.certainties, level
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctm import program
-from ctm.attention import Context
+from ctm.attention import Context, MaskedContext
 from ctm.certainty import certainty
 from ctm.diffusion.bidirectional import (
     BidirectionalConfig,
@@ -24,6 +24,9 @@ from ctm.diffusion.bidirectional import (
 from ctm.diffusion.root_betas import RootBetas, root_betas
 from ctm.model import CTM, State
 from ctm.program import Program, TensorSpec
+
+DONE = TensorSpec(name="done", shape=(), role="done", description="1 where the row has ended by itself, else 0")
+"""What a tick of the program says besides a CTM's."""
 
 
 class MoveOutput(NamedTuple):
@@ -43,6 +46,8 @@ class MoveOutput(NamedTuple):
     """[B, h, L] of the tick that was computed, whether or not it was taken."""
     sync_out: Tensor
     """[B, O]"""
+    post: Tensor
+    """[B, D] post-activations, of the state that the row is now at."""
 
 
 class Moves(NamedTuple):
@@ -87,7 +92,7 @@ class ReasoningCTM(nn.Module):
         return RootBetas(core.action_sync.root_betas(terms, first=1), core.out_sync.root_betas(terms, first=1))
 
     def tick(
-        self, context: Context, walk: Walk, tables: RootBetas, noise: Tensor | None = None
+        self, context: Context | MaskedContext, walk: Walk, tables: RootBetas, noise: Tensor | None = None
     ) -> tuple[Walk, MoveOutput]:
         """One move of all rows, a pure function; with noise, [B, 3], moves are drawn and the gate ends nobody."""
         core, controller = self.core, self.controller
@@ -106,7 +111,7 @@ class ReasoningCTM(nn.Module):
         prediction = core.readout(sync_out).to(state.post.dtype)
         sure = certainty(prediction, core.config.answer_shape)
         done = walk.ended.to(state.post.dtype)
-        return walk, MoveOutput(prediction, sure, done, gate, move, seen.attention, sync_out)
+        return walk, MoveOutput(prediction, sure, done, gate, move, seen.attention, sync_out, state.post)
 
     def forward(self, inputs: Tensor, *, generator: torch.Generator | None = None) -> Moves:
         """All the moves that a row may make.
@@ -137,10 +142,22 @@ def specify(model: ReasoningCTM, input_name: str = "input") -> Program:
     Raises:
         ValueError: the configuration does not know the shape of an input.
     """
-    plain, config = program.specify(model.core, input_name), model.controller.config
+    plain = program.specify(model.core, input_name)
+    prediction, sure, *_, attention = plain.outputs
+    return Program(
+        inputs=plain.inputs,
+        context=plain.context,
+        state=specify_state(model),
+        outputs=(prediction, sure, DONE, attention),
+    )
+
+
+def specify_state(model: ReasoningCTM) -> tuple[TensorSpec, ...]:
+    """What a thought carries from move to move."""
+    config = model.controller.config
     history = [
         TensorSpec(name=f"past_{spec.name}", shape=(config.places, *spec.shape), datatype=spec.datatype)
-        for spec in plain.state
+        for spec in program.specify_state(model.core.config)
     ]
     counters = [
         TensorSpec(name=name, shape=(), datatype="INT64", description=description)
@@ -152,22 +169,15 @@ def specify(model: ReasoningCTM, input_name: str = "input") -> Program:
             ("ended", "1 once the row is done"),
         )
     ]
-    prediction, sure, *_, attention = plain.outputs
-    done = TensorSpec(name="done", shape=(), role="detail", description="1 where the row has ended by itself")
     memory = TensorSpec(name="memory", shape=(config.memory_width,), description="the controller's")
-    return Program(
-        inputs=plain.inputs,
-        context=plain.context,
-        state=(*history, *counters, memory),
-        outputs=(prediction, sure, done, attention),
-    )
+    return *history, *counters, memory
 
 
 @torch.no_grad()
 def start_values(model: ReasoningCTM) -> dict[str, Tensor]:
     """The start value of every state tensor by its name, without the row dimension."""
     values = flatten(model.start(1))
-    return {spec.name: value[0].clone() for spec, value in zip(specify(model).state, values, strict=True)}
+    return {spec.name: value[0].clone() for spec, value in zip(specify_state(model), values, strict=True)}
 
 
 def flatten(walk: Walk) -> tuple[Tensor, ...]:

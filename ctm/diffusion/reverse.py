@@ -64,6 +64,7 @@ def certain_stride(certainty: float, threshold: float, most: int) -> int:
 
     One at or below the threshold, `most` at certainty 1, in a line between.
     """
-    if certainty <= threshold:
+    # Of what is no number, one too.
+    if not certainty > threshold:
         return 1
     return 1 + round((most - 1) * (min(certainty, 1.0) - threshold) / (1 - threshold))

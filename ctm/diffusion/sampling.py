@@ -8,7 +8,6 @@ This is what a server does link by link, as one function for whole batches; the 
 # Shapes: N rows, S side, R reverse steps, T ticks.
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from ctm.diffusion.denoiser import Guide
 from ctm.diffusion.model import EnhancedCTMDiffusion
-from ctm.diffusion.reverse import CLEAN, clipped, reverse_step, spaced_levels
+from ctm.diffusion.reverse import CLEAN, certain_stride, clipped, reverse_step, spaced_levels
 from ctm.diffusion.senses import Fed
 
 
 class Samples(NamedTuple):
-    """Images, and how they came about."""
+    """Images, and how they came about; of a row that was done before step R, zeros and its last estimate."""
 
     images: Tensor
     """[N, S, S] in [-1, 1]"""
@@ -33,6 +32,8 @@ class Samples(NamedTuple):
     """[R, N] truth values."""
     ticks_used: Tensor
     """[R, N]"""
+    steps: Tensor
+    """[N] reverse steps that each row took; R is the most."""
 
 
 @torch.no_grad()
@@ -45,42 +46,55 @@ def sample(
     eta: float = 0.0,
     certainty_threshold: float = 1.01,
     confidence_threshold: float | None = None,
+    stride: int = 1,
 ) -> Samples:
     """One image a label.
 
     Args:
         noise: of a number, standard normal [N, S, S]: 0 is what sampling begins with, k what step k adds.
-        steps: reverse steps, at most the model's levels.
+        steps: reverse steps planned, at most the model's levels.
         eta: 0 is deterministic (DDIM), 1 ancestral (DDPM).
-        certainty_threshold: a thought ends at the first tick that is so certain; above 1, none does.
+        certainty_threshold: a thought ends at the first tick that is so certain; above 1, none does. It ends too where
+            the thinker itself says so.
         confidence_threshold: the model's own unless given.
+        stride: planned steps that a row may take at once: its first step takes one, each later one as many as the
+            certainty of the thought before it, above `confidence_threshold`, allows; see `certain_stride`.
 
     Raises:
-        ValueError: steps, eta or a threshold is out of range; names it.
+        ValueError: steps, eta, stride or a threshold is out of range; names it.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, got {stride}")
     threshold = model.diffusion.confidence_threshold if confidence_threshold is None else confidence_threshold
     if not 0 <= threshold <= 1:
         raise ValueError(f"confidence_threshold must be in [0, 1], got {threshold}")
-    levels = [*map(int, spaced_levels(model.diffusion.levels, steps)), CLEAN]
-    image, eta_N = noise(0), torch.full(label_N.shape, eta, device=label_N.device)
-    fed = model.nothing_fed(image)
-    seen: list[tuple[Tensor, ...]] = []
-    for step, (level, following) in enumerate(pairwise(levels), start=1):
-        level_N, next_N = torch.full_like(label_N, level), torch.full_like(label_N, following)
-        guide, certainty_N, abstains_N, ticks_N = _guide(
-            model, image, level_N, label_N, fed, certainty_threshold, threshold
-        )
-        predicted = model.denoise(image, level_N, label_N, guide)
-        parts = model.schedule.take_apart(image, predicted, level_N, model.diffusion.target)
-        parts = clipped(model.schedule, parts, level_N)
-        fed = model.hand_on(parts)
+    plan = torch.tensor([*spaced_levels(model.diffusion.levels, steps), CLEAN], device=label_N.device)
+    image = noise(0)
+    eta_N, place_N, stride_N = torch.full(label_N.shape, eta, device=label_N.device), label_N * 0, label_N * 0 + 1
+    fed, used_N = model.nothing_fed(image), torch.zeros_like(label_N)
+    estimate, seen = torch.zeros_like(image), list[tuple[Tensor, ...]]()
+    # Rows that are done leave the batch; the others are named by their numbers.
+    while len(on := (place_N < steps).nonzero().squeeze(-1)):
+        here, level_n, label_n = image[on], plan[place_N[on]], label_N[on]
+        next_n = (place_N[on] + stride_N[on]).clamp(max=steps)
+        handed = {name: value[on] for name, value in fed.items()}
+        guide, state, *told = _guide(model, here, level_n, label_n, handed, certainty_threshold, threshold)
+        predicted = model.denoise(here, level_n, label_n, guide)
+        parts = model.schedule.take_apart(here, predicted, level_n, model.diffusion.target)
+        parts = clipped(model.schedule, parts, level_n)
         # The last step adds nothing.
-        fresh = noise(step) if following != CLEAN else torch.zeros_like(image)
-        image = reverse_step(model.schedule, parts, level_N, next_N, fresh, eta_N)
-        seen.append((parts.clean, certainty_N, abstains_N, ticks_N))
-    return Samples(image, *(torch.stack(kept) for kept in zip(*seen, strict=True)))
+        fresh = noise(len(seen) + 1)[on] if (next_n < steps).any() else torch.zeros_like(here)
+        stepped = reverse_step(model.schedule, parts, level_n, plan[next_n], fresh, eta_N[on])
+        image, estimate = image.index_copy(0, on, stepped), estimate.index_copy(0, on, parts.clean)
+        fed = {name: fed[name].index_copy(0, on, value) for name, value in model.hand_on(parts, state).items()}
+        place_N, used_N = place_N.index_copy(0, on, next_n), used_N.index_add(0, on, torch.ones_like(on))
+        strides = [certain_stride(certainty, threshold, stride) for certainty in told[0].tolist()]
+        stride_N = stride_N.index_copy(0, on, torch.tensor(strides, device=on.device))
+        seen.append((estimate, *(value.new_zeros(label_N.shape).index_copy(0, on, value) for value in told)))
+    estimates, certainties, abstained, ticks_used = (torch.stack(kept) for kept in zip(*seen, strict=True))
+    return Samples(image, estimates, certainties, abstained, ticks_used, used_N)
 
 
 def _guide(
@@ -91,21 +105,23 @@ def _guide(
     fed: Fed,
     certain: float,
     threshold: float,
-) -> tuple[Guide | None, Tensor, Tensor, Tensor]:
+) -> tuple[Guide | None, Tensor | None, Tensor, Tensor, Tensor]:
     if model.thinker is None:
         nothing = torch.zeros(len(image), device=image.device)
-        return None, nothing, nothing > 0, nothing.long()
+        return None, None, nothing, nothing > 0, nothing.long()
     thought = model.think(image, level_N, label_N, fed)
     certainty_NT = thought.certainties.clamp(0, 1)
     reached_NT = certainty_NT >= certain
+    if thought.done is not None:
+        reached_NT = reached_NT | (thought.done > 0.5)
     ticks = certainty_NT.shape[1]
     used_N = torch.where(reached_NT.any(-1), reached_NT.int().argmax(-1) + 1, ticks)
     # The most certain tick of those that ran.
     ran_NT = torch.arange(ticks, device=image.device) < used_N[:, None]
     answer_N = certainty_NT.masked_fill(~ran_NT, -1.0).argmax(-1)
     here = torch.arange(len(image), device=image.device)
-    certainty_N = certainty_NT[here, answer_N]
+    certainty_N, state = certainty_NT[here, answer_N], thought.states[here, answer_N]
     abstains_N = certainty_N < threshold
-    state = model.control(thought.states[here, answer_N], certainty_N).state
-    guide = model.guide(thought.predictions[here, answer_N], certainty_N, state, abstains_N)
-    return guide, certainty_N, abstains_N, used_N
+    controlled = model.control(state, certainty_N, level_N, fed).state
+    guide = model.guide(thought.predictions[here, answer_N], certainty_N, controlled, abstains_N)
+    return guide, state, certainty_N, abstains_N, used_N

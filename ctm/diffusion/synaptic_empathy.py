@@ -69,9 +69,12 @@ class SynapticEmpathy(nn.Module):
         """Compare traces, both with the newest entry last."""
         own_BDM, observed_BDM = own_BDM.float(), observed_BDM.detach().float()
         by_neuron_BD = resonance(own_BDM, observed_BDM, self.config.measure)
-        share_BD = self.config.strength * self.openness.float().sigmoid() * (1 + by_neuron_BD) / 2
-        modulation_BD = share_BD * (observed_BDM[..., -1] - own_BDM[..., -1])
+        modulation_BD = self.share(by_neuron_BD) * (observed_BDM[..., -1] - own_BDM[..., -1])
         return Resonance(by_neuron_BD, by_neuron_BD.mean(-1), modulation_BD)
+
+    def share(self, by_neuron_BD: Tensor) -> Tensor:
+        """Of the way to the other, how much a neuron that resonates so much goes, [B, D]."""
+        return self.config.strength * self.openness.float().sigmoid() * (1 + by_neuron_BD) / 2
 
 
 def resonance(own_BDM: Tensor, observed_BDM: Tensor, measure: Measure) -> Tensor:

@@ -35,6 +35,8 @@ class WINAConfig:
     """Share of the inputs that is dropped, in [0, 1); of the deepest layer where there is a ramp."""
     ramp: bool = False
     """Whether early layers drop less: half as much in the first one, rising to the last, at most 0.8 in any."""
+    attention: bool = True
+    """Whether attention weights are dropped too, not only inputs of linear layers."""
 
     def __post_init__(self) -> None:
         check_sparsity("sparsity", self.sparsity)
@@ -160,6 +162,15 @@ class WINALinear(nn.Linear):
         keep = keep_largest(x.detach().abs().float() * norms, kept(self.in_features, self.sparsity))
         # Multiplied, not chosen: what is not finite is seen in the output, dropped or not.
         return F.linear(x * keep, self.weight, self.bias)
+
+
+def make_sparse(module: nn.Module, sparsity: float) -> None:
+    """Have every linear layer inside drop inputs; its weights and their names stay."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, WINALinear.from_linear(child, sparsity))
+        else:
+            make_sparse(child, sparsity)
 
 
 def freeze_norms(module: nn.Module) -> None:

@@ -43,17 +43,23 @@ class WINAAttention(nn.Module):
         """
         query = self._split(self.query(query_BQI)) * (query_BQI.shape[-1] // self.heads) ** -0.5
         key, value = self._split(self.key(seen_BLI)), self._split(self.value(seen_BLI))
-        scores_BhQL = (query @ key.transpose(-1, -2)).float()
         if hidden_BL is None:
             hidden_BL = torch.zeros_like(seen_BLI[..., 0], dtype=torch.bool)
-        hidden_B11L = hidden_BL[:, None, None]
-        weights = scores_BhQL.masked_fill(hidden_B11L, torch.finfo(torch.float32).min).softmax(-1) * ~hidden_B11L
-        kept_weights = sparsify_weights(weights, value, hidden_B11L, self.weight_sparsity)
-        found_BQhK = (kept_weights.to(value) @ value).transpose(1, 2)
-        return self.out(found_BQhK.flatten(2)), kept_weights
+        found_BhQK, weights = attend_sparsely(query, key, value, hidden_BL[:, None, None], self.weight_sparsity)
+        return self.out(found_BhQK.transpose(1, 2).flatten(2)), weights
 
     def _split(self, x: Tensor) -> Tensor:
         return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
+
+
+def attend_sparsely(
+    query_BhQK: Tensor, key_BhLK: Tensor, value_BhLK: Tensor, hidden_B11L: Tensor, sparsity: float
+) -> tuple[Tensor, Tensor]:
+    """What each query, scaled already, finds, [B, h, Q, K], and the weights that are kept, [B, h, Q, L]."""
+    scores_BhQL = (query_BhQK @ key_BhLK.transpose(-1, -2)).float()
+    weights = scores_BhQL.masked_fill(hidden_B11L, torch.finfo(torch.float32).min).softmax(-1) * ~hidden_B11L
+    kept_weights = sparsify_weights(weights, value_BhLK, hidden_B11L, sparsity)
+    return kept_weights.to(value_BhLK) @ value_BhLK, kept_weights
 
 
 def sparsify_weights(weights_BhQL: Tensor, value_BhLK: Tensor, hidden_B11L: Tensor, sparsity: float) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.images import to_diffusion
 from ctm.diffusion.model import EnhancedCTMDiffusion
+from ctm.diffusion.neuron_selection import Begun
 from ctm.training.evaluate_diffusion import DiffusionEvaluation, evaluate_diffusion
 from ctm.training.family import Family, Learned
 from ctm.training.settings import ConfigError
@@ -28,6 +29,16 @@ class DiffusionFamily(Family):
             raise ConfigError(f"diffusion.side must divide the images' {height} x {width} pixels, got {config.side}")
         if config.classes != len(task.labels):
             raise ConfigError(f"diffusion.classes must be the task's {len(task.labels)}, got {config.classes}")
+        if config.pipeline is not None:
+            try:
+                config.pipeline.check_present()
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        if config.selection is not None and config.selection.warmup_updates >= self.config.updates:
+            raise ConfigError(
+                f"diffusion.selection.warmup_updates must be below the {self.config.updates} updates of the run, "
+                f"got {config.selection.warmup_updates}"
+            )
 
     def build(self, seed: int) -> nn.Module:
         return EnhancedCTMDiffusion(self.config.model, self._config, seed=seed)
@@ -38,8 +49,17 @@ class DiffusionFamily(Family):
             core = thinker.core
             core.tick = torch.compile(core.tick, dynamic=False)  # type: ignore[method-assign]  # of this instance
 
-    def project(self, model: nn.Module) -> None:
-        _diffusion(model).after_update()
+    def place(self, model: nn.Module, processes: int) -> None:
+        if self._config.pipeline is not None and processes > 1:
+            raise ConfigError(f"diffusion.pipeline is for one process with two devices, got {processes} processes")
+        _diffusion(model).place()
+
+    def project(self, model: nn.Module) -> list[Begun]:
+        return _diffusion(model).after_update()
+
+    def updates_alike(self, done: int) -> int:
+        selection = self._config.selection
+        return done if selection is None or done < selection.warmup_updates else done - selection.warmup_updates
 
     def learn(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Learned:
         loss = model(to_diffusion(inputs, self._config.side), targets)

@@ -1,12 +1,14 @@
 """What a kind of model must say of itself to be trained: how it is made, what it descends, how it is judged."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ctm.diffusion.neuron_selection import Begun
 from ctm.judge import judge_predictions
 from ctm.language.features import load_gpt2
 from ctm.language.model import LanguageCTM
@@ -52,9 +54,20 @@ class Family(ABC):
     def compile(self, model: nn.Module) -> None:
         """Compile the tick, not the loop around it: that would be compiled unrolled, for many minutes."""
 
+    def place(self, model: nn.Module, processes: int) -> None:  # noqa: B027  # most models are on one device
+        """Put parts of it on devices of their own; once it is on the run's device, before anything is learned.
+
+        Raises:
+            ConfigError: so many processes cannot train it so.
+        """
+
     @abstractmethod
-    def project(self, model: nn.Module) -> None:
-        """Move decays back to where they mean something; after every update."""
+    def project(self, model: nn.Module) -> Sequence[Begun]:
+        """Move decays back to where they mean something; after every update. Says which weights began anew."""
+
+    def updates_alike(self, done: int) -> int:
+        """How many of the updates done are since the weights last came to mean something else."""
+        return done
 
     @abstractmethod
     def learn(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Learned:
@@ -84,9 +97,10 @@ class ThinkingFamily(Family):
         assert isinstance(model, CTM), f"{type(model).__name__} is no CTM"
         model.tick = torch.compile(model.tick, dynamic=False)  # type: ignore[method-assign]  # of this instance
 
-    def project(self, model: nn.Module) -> None:
+    def project(self, model: nn.Module) -> Sequence[Begun]:
         assert isinstance(model, CTM), f"{type(model).__name__} is no CTM"
         model.project_decays()
+        return ()
 
     def learn(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Learned:
         thoughts = model(inputs)
@@ -123,9 +137,10 @@ class LanguageFamily(Family):
         if model.core is not None:
             model.advance = torch.compile(model.advance, dynamic=False)
 
-    def project(self, model: nn.Module) -> None:
+    def project(self, model: nn.Module) -> Sequence[Begun]:
         assert isinstance(model, LanguageCTM), f"{type(model).__name__} is no language model"
         model.project_decays()
+        return ()
 
     def learn(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Learned:
         loss = model(inputs, targets)

@@ -23,7 +23,7 @@ from ctm.training.chance import Purpose, RowOrder, derived_seed, generator, seed
 from ctm.training.config import RunConfig
 from ctm.training.family import Family
 from ctm.training.interrupt import Interrupt
-from ctm.training.optimiser import average_into, make_optimiser, means, set_learning_rate, set_means
+from ctm.training.optimiser import average_into, forget, make_optimiser, means, set_learning_rate, set_means
 from ctm.training.report import Reporter
 from ctm.training.resume import Progress, check_files, learning_weights, read_progress, trainer_tensors
 from ctm.training.schedule import learning_rate
@@ -68,6 +68,8 @@ class Trainer:
         self._wrapped: nn.Module
         self._optimiser: torch.optim.Optimizer
         self._wrapped, self._optimiser = accelerator.prepare(self.model, make_optimiser(self.model, config.optimiser))
+        for model in (self.model, self.served):
+            family.place(model, accelerator.num_processes)
 
     def run(self, interrupt: Interrupt) -> bool:
         """Do all updates that are left, or those that still help; False when a signal ended it before."""
@@ -119,10 +121,11 @@ class Trainer:
         self._check_finite(number, mean_loss, norm)
         self._optimiser.step()
         self._optimiser.zero_grad()
-        self.family.project(self.model)
+        forget(self._optimiser, self.family.project(self.model))
         self.progress.done += 1
         if config.optimiser.average_decay:
-            average_into(self.served, self.model, self.progress.done, config.optimiser.average_decay)
+            alike = self.family.updates_alike(self.progress.done)
+            average_into(self.served, self.model, alike, config.optimiser.average_decay)
         return Measured(mean_loss, accuracy, answer_tick, norm)
 
     def evaluate(self) -> bool:

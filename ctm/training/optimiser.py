@@ -1,5 +1,6 @@
 """AdamW over a model's weights, and its means as plain tensors that a checkpoint can hold."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -63,14 +64,28 @@ def set_means(optimiser: Optimizer, tensors: Tensors, source: Path) -> None:
 
 
 @torch.no_grad()
+def forget(optimiser: Optimizer, begun: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Let weights that began anew be pulled by none of the gradients that came before.
+
+    The mean of their squares stays: without it the next updates would be several times as long as any other.
+
+    Args:
+        begun: weights, and masks of their shapes that are true where they began anew.
+    """
+    for weight, where in begun:
+        if weight in optimiser.state:
+            optimiser.state[weight]["exp_avg"][where] = 0.0
+
+
+@torch.no_grad()
 def average_into(average: nn.Module, model: nn.Module, updates: int, decay: float) -> None:
     """Move the average towards the model's weights; what is no weight, such as pair indices, is copied.
 
     Args:
         updates: how many the model has had, from 1. Early on the average forgets faster, so that it is not made of
-            the random weights it began with.
+            the random weights it began with. At 0 it begins anew, as a copy.
     """
-    keep = min(decay, (1 + updates) / (10 + updates))
+    keep = min(decay, (1 + updates) / (10 + updates)) if updates else 0.0
     for mine, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         if mine.is_floating_point():
             mine.lerp_(theirs, 1 - keep)

@@ -110,11 +110,12 @@ def changes(before: RunConfig, after: RunConfig) -> list[str]:
         ConfigError: a key differs that would make it another run.
     """
     old, new = dict(_flat(to_table(before))), dict(_flat(to_table(after)))
-    changed = [key for key in old if key not in MOVED and old[key] != new[key]]
+    # A table that one of them has not is a key of its own there.
+    changed = [key for key in {**old, **new} if key not in MOVED and old.get(key) != new.get(key)]
     for key in changed:
         if key.startswith(ANOTHER_RUN):
-            raise ConfigError(f"a run cannot be resumed with another {key}: it was {old[key]}, got {new[key]}")
-    return [f"from here on {key} is {new[key]}, it was {old[key]}" for key in changed]
+            raise ConfigError(f"a run cannot be resumed with another {key}: it was {old.get(key)}, got {new.get(key)}")
+    return [f"from here on {key} is {new.get(key)}, it was {old.get(key)}" for key in changed]
 
 
 def check_files(files: Mapping[str, str], folder: Path) -> None:

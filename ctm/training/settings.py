@@ -67,11 +67,10 @@ def _check_keys(table: Mapping[str, Any], config: type[Any], prefix: str, source
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {prefix}{close[0]}?" if close else ""
             raise ConfigError(f"{source}: unknown key {prefix}{key}, allowed here: {', '.join(fields)}{hint}")
-        tables = [part for part in (types[key], *get_args(types[key])) if dataclasses.is_dataclass(part)]
-        if tables and isinstance(value, Mapping):
-            table_type = tables[0]
-            assert isinstance(table_type, type), "a configuration's hints are classes"
-            _check_keys(value, table_type, f"{prefix}{key}.", source)
+        # Of `X | None`, X.
+        inner: list[Any] = [kind for kind in (types[key], *get_args(types[key])) if dataclasses.is_dataclass(kind)]
+        if inner and isinstance(value, Mapping):
+            _check_keys(value, inner[0], f"{prefix}{key}.", source)
 
 
 def _sentence(error: ValidationError) -> str:

@@ -191,6 +191,8 @@ class Engine:
             log.exception("finish failed", extra={"request_ids": _ids(thoughts)})
             failure = BackendFailed(f"the model failed to finish a thought ({type(error).__name__})")
             self._callers.fail((thought.request for thought in thoughts), failure, report)
+            for end in sound:
+                end.reason = StopReason.CANCELLED  # nobody is answered: their ticks are wasted
             return {}
         report.now = self._clock()
         report.finish_seconds = report.now - begin

@@ -32,17 +32,6 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-@pytest.fixture(scope="session")
-def tiny_diffusion_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one exported diffusion model of random weights, `tiny-diffusion`."""
-    pytest.importorskip("torch", reason="a bundle is exported with torch")
-    from tiny_diffusion import write_diffusion_bundle
-
-    store = tmp_path_factory.mktemp("diffusion-store")
-    write_diffusion_bundle(store)
-    return store
-
-
 @pytest.fixture
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps one state a process: a run begins with none, and leaves none behind."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import ScriptedBackend
 from scripted_diffusion import BUNDLE, HEIGHT, SPOILT, TICKS, WIDTH, WILD, ScriptedDiffusion, certainty_of
 
 from ctm.diffusion import reverse
@@ -62,8 +63,14 @@ def make_engine(num_slots: int = 4, admissions: int = 8, clock: Clock | None = N
     return Engine(backend, scheduler, clock=clock or Clock(), deadline_margin_seconds=0.0)
 
 
-def run(engine: Engine, *requests: Request, read: bool = True) -> dict[Request, list[Event]]:
-    """Step until idle; every request's events."""
+def run(
+    engine: Engine, *requests: Request, read: bool = True, reasons: list[StopReason] | None = None
+) -> dict[Request, list[Event]]:
+    """Step until idle; every request's events.
+
+    Args:
+        reasons: of thoughts that ended are added to it.
+    """
     events: dict[Request, list[Event]] = {}
     for request in requests:
         engine.submit(request)
@@ -73,6 +80,8 @@ def run(engine: Engine, *requests: Request, read: bool = True) -> dict[Request, 
             return events
         report = StepReport()
         engine.step(report)
+        if reasons is not None:
+            reasons += [end.reason for end in report.ended]
         for request, event in report.events:
             events[request].append(event)
             if read and isinstance(event, Answer):
@@ -238,6 +247,13 @@ def test_a_certain_row_takes_several_planned_steps_at_once():
     assert levels == list(range(8, -2, -1)), "less certain than the threshold: one at a time"
 
 
+def test_a_program_without_a_finish_keeps_predictions_alone():
+    plain, finished = ScriptedBackend(2), ScriptedDiffusion(2)
+    assert (set(plain._kept), set(plain._began)) == ({"prediction"}, set())
+    assert set(finished._kept) == {"prediction", "certainty", "guide"}
+    assert set(finished._began) == {"image", "level", "label", "links", "next_level", "eta", "noise"}
+
+
 # ---- what goes wrong
 
 
@@ -265,7 +281,9 @@ def test_a_finish_that_fails_fails_the_requests_that_it_held_and_no_other():
     engine = make_engine(4)
     slow, one, other = asked(PLAIN, max_ticks=3), asked(PLAIN, QUICK, max_ticks=2), asked(PLAIN, max_ticks=2)
     engine.backend.fail_next_finish = True
-    found = run(engine, slow, one, other)
+    reasons: list[StopReason] = []
+    found = run(engine, slow, one, other, reasons=reasons)
+    assert reasons == [StopReason.CANCELLED] * 3 + [StopReason.TICK_BUDGET] * 4
     for failed in (one, other):
         (event,) = found[failed]
         assert isinstance(event, Failure)

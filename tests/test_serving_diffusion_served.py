@@ -1,5 +1,6 @@
 """A published diffusion model behind the real backends: it draws what the sampler draws, alone or in company."""
 
+import asyncio
 import re
 import time
 from functools import cache
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from served import served
-from tiny_diffusion import tiny_diffusion
+from tiny_diffusion import tiny_diffusion, write_diffusion_bundle
 
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import clipped, reverse_step
@@ -21,6 +22,7 @@ from ctm.diffusion.sampling import Samples, sample
 from serving import client as api
 from serving.backends.base import Backend
 from serving.backends.load import load_backend
+from serving.backends.onnx_runtime import OnnxRuntimeBackend
 from serving.bundle import Bundle, load_bundle
 from serving.chance import Chance
 from serving.client import AsyncClient
@@ -28,6 +30,7 @@ from serving.client.message import sample_message
 from serving.diffusion.levels import planned_levels
 from serving.engine import Engine, StepReport
 from serving.events import Answer, Summary
+from serving.mismatch import Mismatch
 from serving.request import Request
 from serving.scheduler import Scheduler
 from serving.settings import BackendConfig, EngineConfig
@@ -40,19 +43,27 @@ KINDS = ["onnx", "torchscript", "eager"]
 
 @cache
 def model() -> EnhancedCTMDiffusion:
-    return tiny_diffusion()
+    return tiny_diffusion(refine=True)
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_diffusion_store: Path) -> Bundle:
-    return load_bundle(tiny_diffusion_store / "tiny-diffusion" / "1")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With one exported model, whose thoughts are also told what the step before took for the clean image."""
+    folder = tmp_path_factory.mktemp("store")
+    write_diffusion_bundle(folder, refine=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(store: Path) -> Bundle:
+    return load_bundle(store / "tiny-diffusion" / "1")
 
 
 @pytest.fixture(scope="module")
 def backends(bundle: Bundle) -> Any:
     @cache
     def load(kind: str, num_slots: int = 4) -> Backend:
-        config = BackendConfig(kind=kind, allow_torchscript=True, intra_op_threads=1)  # type: ignore[arg-type]
+        config = BackendConfig(kind=kind, allow_torchscript=True, intra_op_threads=1)
         return load_backend(bundle, config, EngineConfig(num_slots=num_slots, encode_rows_per_step=4))
 
     return load
@@ -66,7 +77,7 @@ def asked(bundle: Bundle, labels: list[int] = LABELS, seed: int = SEED, **option
 def draw(backend: Backend, *requests: Request) -> list[tuple[list[Answer], Summary]]:
     """Answers by row and link, and the summary, of each request; they come one after the other, while others run."""
     positions = backend.program.positions
-    num_slots = {"tiny": len(backend._kept["prediction"])}["tiny"]
+    num_slots = backend.tick_buckets[-1]
     scheduler = Scheduler(num_slots=num_slots, max_waiting=64, admissions_per_plan=4, positions=positions)
     engine = Engine(backend, scheduler, clock=time.monotonic, chain_ahead=1000)
     events: dict[Request, list[Any]] = {request: [] for request in requests}
@@ -159,21 +170,23 @@ def test_the_same_seed_draws_the_same_and_another_does_not(bundle, backends):
 
 
 def test_a_graph_that_is_not_the_finish_of_its_manifest_is_refused(bundle):
-    from serving.backends.onnx_runtime import OnnxRuntimeBackend
-    from serving.mismatch import Mismatch
-
     graphs = {name: path.read_bytes() for name, path in bundle.graphs("onnx").items()}
     with pytest.raises(Mismatch, match=r"graph finish, arguments: got keys, expected of image, level"):
         OnnxRuntimeBackend(bundle.program, {**graphs, "finish": graphs["tick"]}, 2, 2)
 
 
-async def test_a_bundle_of_diffusion_is_served(tiny_diffusion_store):
-    async with served(tiny_diffusion_store) as server, AsyncClient(server.address) as client:
+def read(url: str) -> str:
+    with urlopen(url) as response:
+        return str(response.read().decode())
+
+
+async def test_a_bundle_of_diffusion_is_served(store):
+    async with served(store) as server, AsyncClient(server.address) as client:
         result = await client.sample("tiny-diffusion", ["two", "none"], seed=3, abstain_below=1.0).result()
         again = await client.sample("tiny-diffusion", [2, 0], seed=3, abstain_below=1.0, images_every=0).result()
         with pytest.raises(api.InvalidRequest, match=r"row 0: got 4, expected a class, 0 to 3 \(none, one, two, three"):
             await client.sample("tiny-diffusion", 4).result()
-        page = urlopen(f"{server.http}/metrics").read().decode()
+        page = await asyncio.to_thread(read, f"{server.http}/metrics")
     np.testing.assert_array_equal(result.images, again.images)
     assert result.images.shape == (2, 6, 6)
     assert [len(links) for links in result.links] == [6, 6], "the bundle's own steps"

@@ -79,7 +79,7 @@ class OnnxRuntimeBackend(Backend):
         key = (rows, side, details)
         binding = self._bindings.get(key)
         if binding is None:
-            unasked = () if details else {spec.name for spec in self.program.details}
+            unasked = () if details else {spec.name for spec in self.program.details} - self._kept.keys()
             results = {f"next_{name}": values for name, values in self._state[1 - side].items()}
             results |= {name: values for name, values in self._outputs[1 - side].items() if name not in unasked}
             arguments = self._context | self._state[side]

@@ -57,6 +57,8 @@ class Answer:
     top: tuple[ClassScore, ...] = ()
     energy: float | None = None
     outputs: Mapping[str, Array] = field(default_factory=dict)
+    """Of text chains: token. Of diffusion: level, that of the image now, -1 without noise; and where they were asked
+    for image, as the step left it, and estimate, what the step took for the clean one, [height, width] each."""
     text: str = ""
     """Of text chains: what became readable with this link; half characters and half stop texts wait for a later one."""
     chain_end: ChainEnd = ChainEnd.GOES_ON

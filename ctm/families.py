@@ -21,7 +21,7 @@ TOKENIZER = "tokenizer.json"
 class Trained:
     """A trained model and what its checkpoint says of it."""
 
-    model: Model | EnhancedCTMDiffusion
+    model: Model
     """In evaluation mode."""
     family: str
     config: Mapping[str, Any]
@@ -45,7 +45,7 @@ def load_trained(folder: Path) -> Trained:
     if family not in FAMILIES:
         known = ", ".join(map(repr, FAMILIES))
         raise CheckpointError(f"{folder / 'config.json'}: family must be one of {known}, got {family!r}")
-    model: Model | EnhancedCTMDiffusion
+    model: Model
     match family:
         case "language":
             model = _build_language(folder, config)

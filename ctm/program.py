@@ -20,7 +20,7 @@ from ctm.config import CTMConfig
 from ctm.frozen import CertaintyReadout, ConvolutionNeurons, MatmulNeurons, compose, synapse_after
 from ctm.model import CTM, Context, State
 
-Role = Literal["prediction", "certainty", "energy", "detail", "done"]
+Role = Literal["prediction", "certainty", "energy", "detail", "done", "abstained"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +51,10 @@ class Program:
     state: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     """What a tick gives besides the next state."""
+    finish_inputs: tuple[TensorSpec, ...] = ()
+    """What is read once a thought has ended, where one thought makes the input of the next; empty otherwise."""
+    finish_outputs: tuple[TensorSpec, ...] = ()
+    """One named next_NAME is the input NAME of the next thought."""
 
 
 def specify(model: CTM, input_name: str = "input") -> Program:

@@ -5,6 +5,7 @@ Export writes the former and compares it with the latter, so it need not know on
 
 # Shapes: N rows.
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,12 +15,17 @@ from torch import Tensor, nn
 
 from ctm import program
 from ctm.attention import MaskedContext
+from ctm.config import CTMConfig
+from ctm.diffusion import program as diffusion_program
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.language import program as language_program
 from ctm.language.model import LanguageCTM
 from ctm.model import CTM, TickOutput
-from ctm.program import Program, pack_context, pack_state
+from ctm.program import Program, TensorSpec, pack_context, pack_state
 
-Model = CTM | LanguageCTM
+Model = CTM | LanguageCTM | EnhancedCTMDiffusion
+
+_DATATYPES = {"FP32": torch.float32, "INT64": torch.int64, "BOOL": torch.bool}
 
 
 class EagerTick(NamedTuple):
@@ -34,6 +40,8 @@ class Servable(ABC):
     """A model with its program."""
 
     program: Program
+    config: CTMConfig
+    """Of the CTM that thinks."""
 
     @abstractmethod
     def encode(self) -> nn.Module:
@@ -42,6 +50,10 @@ class Servable(ABC):
     @abstractmethod
     def tick(self, tick_cap: int, *, convolve: bool = False) -> nn.Module:
         """The program's `tick`: context and state to the next state and outputs; see `ctm.program.Tick`."""
+
+    def finish(self) -> nn.Module | None:
+        """The program's `finish`; None where a thought's end has no part in the next thought's input."""
+        return None
 
     @abstractmethod
     def start(self) -> dict[str, Tensor]:
@@ -65,7 +77,7 @@ class ServableCTM(Servable):
 
     def __init__(self, model: CTM, input_name: str) -> None:
         """Raises ValueError when the configuration does not know the shape of an input."""
-        self._model = model
+        self._model, self.config = model, model.config
         self.program = program.specify(model, input_name)
 
     def encode(self) -> nn.Module:
@@ -109,7 +121,7 @@ class ServableLanguage(Servable):
 
     def __init__(self, model: LanguageCTM) -> None:
         """Raises ValueError for a GPT-2 alone."""
-        self._model, self._core = model, language_program.core_of(model)
+        self._model, self._core, self.config = model, language_program.core_of(model), model.config
         self.program = language_program.specify(model)
 
     def encode(self) -> nn.Module:
@@ -153,13 +165,64 @@ class ServableLanguage(Servable):
         return context._replace(hidden=hidden), features[torch.arange(len(tokens)), length - 1]
 
 
+class ServableDiffusion(Servable):
+    """CTM-controlled diffusion: a row is an image at one level of noise, and the end of its thought a reverse step.
+
+    A tick of the model does not show the state that it came from. So what is compared tick by tick is the program in
+    torch; the model itself draws whole samples, and those are compared as well.
+    """
+
+    def __init__(self, model: EnhancedCTMDiffusion) -> None:
+        """Raises ValueError for a denoiser alone."""
+        finish = diffusion_program.specify_finish(model)
+        self.model, self._thinker = model, diffusion_program.thinker_of(model)
+        self.config = self._thinker.config
+        self.program = dataclasses.replace(
+            diffusion_program.specify(model), finish_inputs=finish.arguments, finish_outputs=finish.results
+        )
+
+    def encode(self) -> nn.Module:
+        return diffusion_program.Encode(self.model).eval()
+
+    def tick(self, tick_cap: int, *, convolve: bool = False) -> nn.Module:
+        return diffusion_program.tick(self.model, tick_cap, convolve=convolve).eval()
+
+    def finish(self) -> nn.Module:
+        return diffusion_program.ReverseStep(self.model).eval()
+
+    def start(self) -> dict[str, Tensor]:
+        return self._thinker.start_values()
+
+    def examples(self, rows: int) -> tuple[Tensor, ...]:
+        return examples_of(self.program.inputs, rows)
+
+    def eager_context(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        context: tuple[Tensor, ...] = self.encode()(*inputs)
+        return context
+
+    def eager_ticks(self, inputs: Sequence[Tensor]) -> Iterator[EagerTick]:
+        tick, context, rows = self.tick(self.config.ticks), self.eager_context(inputs), len(inputs[0])
+        state = tuple(value.expand(rows, *value.shape) for value in self.start().values())
+        for _ in range(self.config.ticks):
+            results = tick(*context, *state)
+            yield EagerTick(state, results)
+            state = results[: len(state)]
+
+
+def examples_of(specs: Sequence[TensorSpec], rows: int) -> tuple[Tensor, ...]:
+    """Zeros of the right shapes and datatypes."""
+    return tuple(torch.zeros(rows, *spec.shape, dtype=_DATATYPES[spec.datatype]) for spec in specs)
+
+
 def servable(model: Model, input_name: str = "input") -> Servable:
     """A model with its program.
 
     Args:
-        input_name: what a served CTM calls its input; those of a language model have names of their own.
+        input_name: what a served CTM calls its input; those of other models have names of their own.
 
     Raises:
         ValueError: the model makes no program; says why.
     """
-    return ServableLanguage(model) if isinstance(model, LanguageCTM) else ServableCTM(model, input_name)
+    if isinstance(model, LanguageCTM):
+        return ServableLanguage(model)
+    return ServableDiffusion(model) if isinstance(model, EnhancedCTMDiffusion) else ServableCTM(model, input_name)

@@ -67,7 +67,7 @@ def measure_agreement(
     """
     rows = len(inputs[0])
     assert rows >= max(row_counts), f"{rows} rows cannot be taken {max(row_counts)} at a time"
-    by_count = [_one_tick(servable, artefact, _first(inputs, count), tolerance) for count in row_counts]
+    by_count = [_one_tick(servable, artefact, first(inputs, count), tolerance) for count in row_counts]
     chunks = zip(*(torch.split(tensor, _CHUNK) for tensor in inputs), strict=True)
     difference_CT, eager_C2NT, artefact_C2NT = zip(
         *(_free_running(servable, artefact, chunk) for chunk in chunks), strict=True
@@ -106,23 +106,23 @@ def _equal_stop_ticks(eager_2NT: Array, artefact_2NT: Array, shipped: StopRule, 
 def _one_tick(servable: Servable, artefact: Artefact, inputs: Sequence[Tensor], tolerance: float) -> Array:
     """The largest difference at each tick, [T]."""
     rows, backend, program = len(inputs[0]), artefact.backend, servable.program
-    context = _arrays(servable.eager_context(inputs))
-    found = artefact.encode(_arrays(inputs))
+    context = arrays(servable.eager_context(inputs))
+    found = artefact.encode(arrays(inputs))
     for spec, value, expected in zip(program.context, found, context, strict=True):
-        _check(_difference(value, expected), tolerance, f"{backend} encode, {rows} rows: {spec.name}")
+        check(relative_difference(value, expected), tolerance, f"{backend} encode, {rows} rows: {spec.name}")
 
     contexts = {"": context}
     if any(spec.buckets for spec in program.inputs):
-        contexts[" of cut inputs"] = encode_as_served(artefact, program, _arrays(inputs))
+        contexts[" of cut inputs"] = encode_as_served(artefact, program, arrays(inputs))
     names = [f"next_{spec.name}" for spec in program.state] + [spec.name for spec in program.outputs]
     worst = []
     for number, (arguments, expected_results) in enumerate(servable.eager_ticks(inputs), start=1):
         differences = []
         for how, given in contexts.items():
-            results = artefact.tick([*given, *_arrays(arguments)])
-            for name, value, expected in zip(names, results, _arrays(expected_results), strict=True):
-                difference = _difference(value, expected)
-                _check(difference, tolerance, f"{backend} tick {number}, {rows} rows{how}: {name}")
+            results = artefact.tick([*given, *arrays(arguments)])
+            for name, value, expected in zip(names, results, arrays(expected_results), strict=True):
+                difference = relative_difference(value, expected)
+                check(difference, tolerance, f"{backend} tick {number}, {rows} rows{how}: {name}")
                 differences.append(difference)
         worst.append(max(differences))
     return np.array(worst)
@@ -132,12 +132,12 @@ def _one_tick(servable: Servable, artefact: Artefact, inputs: Sequence[Tensor], 
 def _free_running(servable: Servable, artefact: Artefact, inputs: Sequence[Tensor]) -> tuple[Array, Array, Array]:
     """The largest difference at each tick, [T]; what eager and artefact stop by, certainty and energy, [2, N, T]."""
     program = servable.program
-    context, state = encode_as_served(artefact, program, _arrays(inputs)), None
+    context, state = encode_as_served(artefact, program, arrays(inputs)), None
     differences, theirs, own = [], [], []
     for arguments, expected_results in servable.eager_ticks(inputs):
-        results, eager = artefact.tick([*context, *(state or _arrays(arguments))]), _arrays(expected_results)
+        results, eager = artefact.tick([*context, *(state or arrays(arguments))]), arrays(expected_results)
         state = results[: len(program.state)]
-        differences.append(max(map(_difference, results, eager)))
+        differences.append(max(map(relative_difference, results, eager)))
         theirs.append(_seen(program, eager))
         own.append(_seen(program, results))
     return np.array(differences), np.stack(theirs, axis=2), np.stack(own, axis=2)
@@ -150,15 +150,15 @@ def _seen(program: Program, results: Sequence[Array]) -> Array:
     return np.stack([certainty, named.get("energy", np.full_like(certainty, np.nan))])
 
 
-def _first(inputs: Sequence[Tensor], count: int) -> list[Tensor]:
+def first(inputs: Sequence[Tensor], count: int) -> list[Tensor]:
     return [tensor[:count] for tensor in inputs]
 
 
-def _arrays(tensors: Sequence[Tensor]) -> list[Array]:
+def arrays(tensors: Sequence[Tensor]) -> list[Array]:
     return [tensor.contiguous().numpy() for tensor in tensors]
 
 
-def _difference(found: Array, expected: Array) -> float:
+def relative_difference(found: Array, expected: Array) -> float:
     """Largest difference over max(1, largest expected value); infinite for another shape or datatype."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return float("inf")
@@ -167,6 +167,6 @@ def _difference(found: Array, expected: Array) -> float:
     return difference if np.isfinite(difference) else float("inf")
 
 
-def _check(difference: float, tolerance: float, what: str) -> None:
+def check(difference: float, tolerance: float, what: str) -> None:
     if not difference <= tolerance:
         raise DisagreementError(f"{what} differs from eager's by {difference:.3g}, at most {tolerance:g} is allowed")

@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 class Artefact(Protocol):
-    """Both functions of one exported form."""
+    """All functions of one exported form."""
 
     backend: str
     """As the manifest calls it."""
@@ -24,14 +24,19 @@ class Artefact(Protocol):
 
     def tick(self, arguments: Sequence[Array]) -> list[Array]: ...
 
+    def finish(self, arguments: Sequence[Array]) -> list[Array]:
+        """Only of programs that have it."""
+        ...
+
 
 class OnnxArtefact:
     """ONNX Runtime on the CPU."""
 
     backend = "onnx"
 
-    def __init__(self, encode: Path, tick: Path) -> None:
+    def __init__(self, encode: Path, tick: Path, finish: Path | None = None) -> None:
         self._encode, self._tick = (_session(path) for path in (encode, tick))
+        self._finish = None if finish is None else _session(finish)
 
     def encode(self, arguments: Sequence[Array]) -> list[Array]:
         return _run(self._encode, arguments)
@@ -39,15 +44,19 @@ class OnnxArtefact:
     def tick(self, arguments: Sequence[Array]) -> list[Array]:
         return _run(self._tick, arguments)
 
+    def finish(self, arguments: Sequence[Array]) -> list[Array]:
+        assert self._finish is not None, "the program has a finish"
+        return _run(self._finish, arguments)
+
 
 class TorchScriptArtefact:
     """TorchScript on the CPU."""
 
     backend = "torchscript"
 
-    def __init__(self, encode: Path, tick: Path) -> None:
-        with quiet():
-            self._encode, self._tick = (torch.jit.load(str(path)) for path in (encode, tick))  # type: ignore[no-untyped-call]
+    def __init__(self, encode: Path, tick: Path, finish: Path | None = None) -> None:
+        self._encode, self._tick = (_graph(path) for path in (encode, tick))
+        self._finish = None if finish is None else _graph(finish)
 
     def encode(self, arguments: Sequence[Array]) -> list[Array]:
         return self._run(self._encode, arguments)
@@ -55,10 +64,20 @@ class TorchScriptArtefact:
     def tick(self, arguments: Sequence[Array]) -> list[Array]:
         return self._run(self._tick, arguments)
 
+    def finish(self, arguments: Sequence[Array]) -> list[Array]:
+        assert self._finish is not None, "the program has a finish"
+        return self._run(self._finish, arguments)
+
     @torch.inference_mode()
     def _run(self, graph: torch.jit.ScriptModule, arguments: Sequence[Array]) -> list[Array]:
         results = graph(*(torch.from_numpy(np.ascontiguousarray(value)) for value in arguments))
         return [result.numpy() for result in results]
+
+
+def _graph(path: Path) -> torch.jit.ScriptModule:
+    with quiet():
+        graph: torch.jit.ScriptModule = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    return graph
 
 
 def _session(path: Path) -> ort.InferenceSession:

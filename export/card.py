@@ -1,61 +1,37 @@
 """The model card: `README.md` of a bundle, with front matter as Hugging Face reads it."""
 
-import json
+import shlex
 from pathlib import Path
 
+from export.card_diffusion import render_chain, render_noise
 from export.card_energy import render_energy
-from export.manifest import CARD
+from export.card_front import pipeline, render_front
+from export.manifest import CARD, AnyQuality
 from export.markdown import code, columns_table, number, plain, table
 from export.plots import BY_TICK, CALIBRATION, FRONTIER, TICKS_USED
 from export.quality import Quality
+from export.quality_diffusion import NoiseQuality
 from protos.ctm_bundle_pb2 import Manifest, TensorSpec
 
 PAPER = "[arXiv 2505.05522](https://arxiv.org/abs/2505.05522)"
 
 
-def write_card(manifest: Manifest, quality: Quality | None, folder: Path) -> None:
+def write_card(manifest: Manifest, quality: AnyQuality | None, folder: Path) -> None:
     (folder / CARD).write_text(render_card(manifest, quality), encoding="utf-8")
 
 
-def render_card(manifest: Manifest, quality: Quality | None) -> str:
+def render_card(manifest: Manifest, quality: AnyQuality | None) -> str:
     """The card of a filled-in manifest; without quality it says that nothing was measured."""
     parts = [
-        _front_matter(manifest),
+        render_front(manifest),
         _introduction(manifest),
         _tensors(manifest),
-        _not_measured() if quality is None else _quality(manifest, quality),
-        *([] if quality is None or quality.energy is None else [render_energy(quality.energy, quality.shipped)]),
+        *_measured(manifest, quality),
         _origin(manifest),
         _agreement(manifest),
         _limits(manifest, quality),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _front_matter(manifest: Manifest) -> str:
-    lines = ["library_name: ctm-serving"]
-    if kind := _pipeline(manifest):
-        lines.append(f"pipeline_tag: {kind}")
-    lines += ["tags:", "- continuous-thought-machine", "- adaptive-compute", "- early-stopping", "- onnx"]
-    if manifest.HasField("quality"):
-        quality = manifest.quality
-        task, metric = json.dumps(manifest.task), json.dumps(quality.metric)
-        lines += [f"datasets:\n- {task}", f"metrics:\n- {metric}"]
-        lines += ["model-index:", f"- name: {json.dumps(manifest.name)}", "  results:", "  - task:"]
-        lines += [f"      type: {_pipeline(manifest) or 'other'}", "    dataset:", f"      name: {task}"]
-        lines += [f"      type: {task}", f"      split: {quality.split}", "    metrics:", f"    - type: {metric}"]
-        value = quality.bits_per_byte_most_certain if quality.bits_per_byte else quality.accuracy_most_certain
-        name = "bits per byte" if quality.bits_per_byte else "accuracy"
-        lines += [f"      value: {value:.4f}", f"      name: {name} at the most certain tick"]
-    return "\n".join(["---", *lines, "---"])
-
-
-def _pipeline(manifest: Manifest) -> str:
-    prediction = next(spec for spec in manifest.outputs if spec.role == TensorSpec.PREDICTION)
-    if manifest.chain == "text":
-        return "text-generation"
-    image = len(manifest.inputs) == 1 and len(manifest.inputs[0].shape) == 3
-    return "image-classification" if image and len(prediction.shape) == 1 else ""
 
 
 def _introduction(manifest: Manifest) -> str:
@@ -68,15 +44,22 @@ def _introduction(manifest: Manifest) -> str:
     if manifest.stop.energy_delta:
         rules.append(f"its energy changes by less than {number(manifest.stop.energy_delta)}")
     stop = f", and stops before that on the tick at which {' or '.join(rules)}" if rules else ""
+    diffusion = manifest.diffusion
+    draws = (
+        f" It guides a denoiser: an image is drawn in {diffusion.steps} reverse steps (at most {diffusion.levels}) "
+        f"with eta {number(diffusion.eta)} unless a request says otherwise, and each step is a thought of its own."
+        if manifest.chain == "diffusion"
+        else ""
+    )
     lines = [
         f"# {manifest.name}, version {manifest.version}",
         f"A Continuous Thought Machine ({PAPER}){task}, exported tick by tick: it thinks for up to {manifest.ticks} "
-        f"ticks{stop}. {manifest.provenance.parameters:,} parameters.",
+        f"ticks{stop}.{draws} {manifest.provenance.parameters:,} parameters.",
         *_besides(manifest),
     ]
     if manifest.description:
         lines.insert(1, manifest.description)
-    asks = {"image-classification": "IMAGE", "text-generation": '"The text to go on with"'}.get(_pipeline(manifest))
+    asks = _asks(manifest)
     lines.append(
         "```sh\n"
         "ctm-serve                       # serves every model of its store\n"
@@ -88,6 +71,15 @@ def _introduction(manifest: Manifest) -> str:
     return "\n\n".join(lines)
 
 
+def _asks(manifest: Manifest) -> str:
+    """What `ctm-think` wants beside the model's name; empty where it cannot draw such a thought."""
+    if manifest.chain == "diffusion":
+        name = manifest.diffusion.classes[-1] if manifest.diffusion.classes else "0"
+        return f"--class {shlex.quote(name)} --rows 4"
+    kinds = {"image-classification": "IMAGE", "text-generation": '"The text to go on with"'}
+    return kinds.get(pipeline(manifest), "")
+
+
 def _besides(manifest: Manifest) -> list[str]:
     """What else ships with the thresholds, and no number of the card counts."""
     lines = []
@@ -97,17 +89,24 @@ def _besides(manifest: Manifest) -> list[str]:
             "ticks. The numbers below are without that: with it thoughts take more ticks."
         )
     if manifest.stop.abstain_below:
-        lines.append(f"Answers less certain than {number(manifest.stop.abstain_below)} are marked as abstained.")
+        below = number(manifest.stop.abstain_below)
+        lines.append(
+            f"A thought less certain than {below} abstains: its reverse step is made without it."
+            if manifest.chain == "diffusion"
+            else f"Answers less certain than {below} are marked as abstained."
+        )
     return [" ".join(lines)] if lines else []
 
 
 def _tensors(manifest: Manifest) -> str:
     rows = [("in", spec) for spec in manifest.inputs] + [("out, each tick", spec) for spec in manifest.outputs]
+    rows += [("out, at the end", spec) for spec in manifest.finish_outputs]
     tensors = table(
         ("", "tensor", "datatype", "shape of a row", ""),
         [(kind, f"`{spec.name}`", spec.datatype, str(list(spec.shape)), _note(spec)) for kind, spec in rows],
     )
-    labels = ", ".join(map(plain, manifest.labels[:20])) + (" …" if len(manifest.labels) > 20 else "")
+    named = [*manifest.labels, *manifest.diffusion.classes]
+    labels = ", ".join(map(plain, named[:20])) + (" …" if len(named) > 20 else "")
     return f"## In and out\n\n{tensors}" + (f"\n\nClasses: {labels}." if labels else "")
 
 
@@ -117,6 +116,15 @@ def _note(spec: TensorSpec) -> str:
     if spec.HasField("minimum") and spec.HasField("maximum"):
         return f"values in [{number(spec.minimum)}, {number(spec.maximum)}]"
     return spec.description
+
+
+def _measured(manifest: Manifest, quality: AnyQuality | None) -> list[str]:
+    if quality is None:
+        return [_not_measured()]
+    if isinstance(quality, NoiseQuality):
+        return [render_noise(quality, manifest.ticks)]
+    energy = [] if quality.energy is None else [render_energy(quality.energy, quality.shipped)]
+    return [_quality(manifest, quality), *energy]
 
 
 def _not_measured() -> str:
@@ -237,11 +245,11 @@ def _agreement(manifest: Manifest) -> str:
         f"## Agreement with the model as trained\n\n{artefacts}\n\nLargest difference of any output or state tensor at "
         f"any tick, over max(1, its largest value): after one tick from the model's own state, in batches of {counts} "
         f"rows (at most {agreement.tolerance:g} is published), and with each side running on its own states. "
-        "By tick in `manifest.json`."
+        "By tick in `manifest.json`." + (f"\n\n{render_chain(manifest)}" if agreement.HasField("chain") else "")
     )
 
 
-def _limits(manifest: Manifest, quality: Quality | None) -> str:
+def _limits(manifest: Manifest, quality: AnyQuality | None) -> str:
     limits = [
         "Certainty is the model's own measure: one minus the normalised entropy of its prediction. It can be certain "
         "and wrong, the more so on input unlike its training data; nothing here detects such input.",
@@ -252,4 +260,6 @@ def _limits(manifest: Manifest, quality: Quality | None) -> str:
     ]
     if quality is None:
         limits.insert(0, "Its accuracy and calibration were not measured.")
+    if manifest.chain == "diffusion":
+        limits.insert(0, "How good samples look is not what is measured here, but how well single images are denoised.")
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)

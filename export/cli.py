@@ -10,6 +10,7 @@ import tyro
 from torch import Tensor
 
 from ctm.checkpoint import CheckpointError
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.language.model import LanguageCTM
 from ctm.reference import ReferenceFormatError
 from export.build import Publication, build_bundle
@@ -17,9 +18,11 @@ from export.bundle import check_name
 from export.energy import energy_margin
 from export.errors import ExportError
 from export.interrupt import Terminated, terminable
-from export.quality import Quality, Wishes, measure_on_task
+from export.manifest import AnyQuality
+from export.quality import Wishes, measure_on_task
+from export.quality_diffusion import measure_on_images
 from export.quality_text import measure_on_text
-from export.settings import MOST_TICKS, Command, StopOptions
+from export.settings import MOST_TICKS, Command, SamplingOptions, StopOptions
 from export.source import Source, from_checkpoint, from_reference, portable, random_inputs
 
 PROGRAM = "ctm-export"
@@ -63,13 +66,14 @@ def run(command: Command, typed: str) -> Path:
     name = _name(command, source)
     check_name(name)
     _check_model(stop, source)
+    _check_sampling(command.sampling, source)
     measured = _measure(command, source)
     publication = Publication(
         store=command.store,
         name=name,
         tick_cap=_tick_cap(stop, source),
         certainty_threshold=measured.threshold,
-        abstain_below=stop.abstain_below,
+        abstain_below=_abstain_below(stop, source),
         patience=stop.patience,
         energy_threshold=measured.energy_threshold,
         energy_delta=stop.energy_delta,
@@ -77,8 +81,9 @@ def run(command: Command, typed: str) -> Path:
         command=typed,
         convolve=command.tune_for == "cpu",
         only_onnx=command.only_onnx,
+        **{name: value for name, value in dataclasses.asdict(command.sampling).items() if value is not None},
     )
-    _say(f"exporting {publication.name}: {source.model.config.ticks} ticks, at most {publication.tick_cap}")
+    _say(f"exporting {publication.name}: {source.servable.config.ticks} ticks, at most {publication.tick_cap}")
     return build_bundle(measured.source, publication, measured.inputs, measured.quality)
 
 
@@ -91,7 +96,7 @@ class _Measured:
     """Rows to compare artefacts and eager on, a tensor for each input of the program."""
     threshold: float | None
     energy_threshold: float | None
-    quality: Quality | None = None
+    quality: AnyQuality | None = None
 
 
 def _source(command: Command) -> Source:
@@ -110,7 +115,7 @@ def _source(command: Command) -> Source:
 
 def _check_model(stop: StopOptions, source: Source) -> None:
     """What only the model can tell of an option."""
-    ticks, cap = source.model.config.ticks, _tick_cap(stop, source)
+    ticks, cap = source.servable.config.ticks, _tick_cap(stop, source)
     if ticks > MOST_TICKS:
         raise ExportError(f"at most {MOST_TICKS} ticks can be exported, the model has {ticks}")
     if cap < ticks:
@@ -122,8 +127,25 @@ def _check_model(stop: StopOptions, source: Source) -> None:
             raise ExportError(f"{option} needs a model with an energy head, this one has none")
 
 
+def _check_sampling(sampling: SamplingOptions, source: Source) -> None:
+    model = source.model
+    if isinstance(model, EnhancedCTMDiffusion):
+        if sampling.steps is not None and sampling.steps > model.diffusion.levels:
+            raise ExportError(
+                f"--steps must be at most the model's {model.diffusion.levels} levels, got {sampling.steps}"
+            )
+    elif sampling != SamplingOptions():
+        raise ExportError(f"--steps and --eta are for models of diffusion, this one is of family {source.family}")
+
+
+def _abstain_below(stop: StopOptions, source: Source) -> float | None:
+    if stop.abstain_below is None and isinstance(source.model, EnhancedCTMDiffusion):
+        return source.model.diffusion.confidence_threshold
+    return stop.abstain_below
+
+
 def _tick_cap(stop: StopOptions, source: Source) -> int:
-    return min(2 * source.model.config.ticks, MOST_TICKS) if stop.tick_cap is None else stop.tick_cap
+    return min(2 * source.servable.config.ticks, MOST_TICKS) if stop.tick_cap is None else stop.tick_cap
 
 
 def _name(command: Command, source: Source) -> str:
@@ -150,6 +172,8 @@ def _measure(command: Command, source: Source) -> _Measured:
     model = source.model
     if isinstance(model, LanguageCTM):
         return _measure_text(command, source, model, data_dir)
+    if isinstance(model, EnhancedCTMDiffusion):
+        return _measure_images(command, source, model, data_dir)
     quality, inputs, data = measure_on_task(
         model,
         source.config["task"],
@@ -181,6 +205,26 @@ def _measure_text(command: Command, source: Source, model: LanguageCTM, data_dir
         data_dir,
         threshold=command.stop.threshold,
         max_bits_loss=command.stop.max_bits_loss / 100,
+        rows=command.agreement_rows,
+        say=_say,
+    )
+    return _Measured(
+        source=dataclasses.replace(source, data=data),
+        inputs=inputs,
+        threshold=quality.shipped.threshold,
+        energy_threshold=None,
+        quality=quality,
+    )
+
+
+def _measure_images(command: Command, source: Source, model: EnhancedCTMDiffusion, data_dir: Path | None) -> _Measured:
+    quality, inputs, data = measure_on_images(
+        model,
+        source.config["task"],
+        data_dir,
+        threshold=command.stop.threshold,
+        abstain_below=_abstain_below(command.stop, source) or 0.0,
+        max_noise_loss=command.stop.max_noise_loss / 100,
         rows=command.agreement_rows,
         say=_say,
     )

@@ -1,5 +1,6 @@
 """The manifest: everything a server must know of a bundle, filled in from what export knows and measured."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from math import isfinite
@@ -9,16 +10,22 @@ from google.protobuf import json_format
 from tokenizers import Tokenizer
 
 from ctm import program as ctm_program
+from ctm.diffusion.model import EnhancedCTMDiffusion
+from ctm.diffusion.quality import AbstentionPoint
 from ctm.energy import EnergyPoint
 from ctm.families import TOKENIZER
 from ctm.frontier import FrontierPoint
 from ctm.language.model import LanguageCTM
 from ctm.language.tokenizer import END_TOKEN
 from export.agreement import Agreement
+from export.chain_agreement import ChainAgreement
 from export.energy import EnergyQuality
 from export.quality import Quality
+from export.quality_diffusion import NoisePoint, NoiseQuality
 from export.source import Source
 from protos import ctm_bundle_pb2 as bundle
+
+AnyQuality = Quality | NoiseQuality
 
 FORMAT_VERSION = 1
 MANIFEST, CARD = "manifest.json", "README.md"
@@ -34,7 +41,9 @@ def describe_source(source: Source, tick_cap: int) -> bundle.Manifest:
         context=_specs(source.program.context),
         state=_specs(source.program.state),
         outputs=_specs(source.program.outputs),
-        ticks=source.model.config.ticks,
+        finish_inputs=_specs(source.program.finish_inputs),
+        finish_outputs=_specs(source.program.finish_outputs),
+        ticks=source.servable.config.ticks,
         tick_cap=tick_cap,
         labels=source.labels,
         stop=bundle.StopDefaults(min_ticks=1),
@@ -55,19 +64,26 @@ def describe_source(source: Source, tick_cap: int) -> bundle.Manifest:
 
 
 def _describe_model(manifest: bundle.Manifest, source: Source) -> None:
-    """What it takes to build the model again, and of a language model what it takes to talk to it."""
-    model = source.model
-    if not isinstance(model, LanguageCTM):
-        manifest.config.update(model.config.to_dict())
+    """What it takes to build the model again, and what a chain of its thoughts needs to know."""
+    model, core = source.model, source.servable.config.to_dict()
+    if isinstance(model, EnhancedCTMDiffusion):
+        manifest.config.update({"model": core, "diffusion": model.diffusion.to_dict()})
+        manifest.chain = "diffusion"
+        manifest.diffusion.CopyFrom(bundle.Diffusion(levels=model.diffusion.levels, classes=source.classes))
         return
-    manifest.config.update({"model": model.config.to_dict(), "language": model.language.to_dict()})
+    if not isinstance(model, LanguageCTM):
+        manifest.config.update(core)
+        return
+    manifest.config.update({"model": core, "language": model.language.to_dict()})
     tokens = next(spec for spec in source.program.inputs if spec.buckets)
     manifest.chain = "text"
     end_token = Tokenizer.from_str(source.files[TOKENIZER]).token_to_id(END_TOKEN)
     manifest.text.CopyFrom(bundle.Text(tokenizer=TOKENIZER, tokens=tokens.name, end_token=end_token, padding_token=0))
 
 
-def describe_artefact(backend: str, graphs: Mapping[str, str], opset: int, agreement: Agreement) -> bundle.Artefact:
+def describe_artefact(
+    backend: str, graphs: Mapping[str, str], opset: int, agreement: Agreement, chain: ChainAgreement | None = None
+) -> bundle.Artefact:
     return bundle.Artefact(
         backend=backend,
         graphs=dict(graphs),
@@ -79,11 +95,16 @@ def describe_artefact(backend: str, graphs: Mapping[str, str], opset: int, agree
             row_counts=agreement.row_counts,
             tolerance=agreement.tolerance,
             rows=agreement.rows,
+            chain=None if chain is None else bundle.ChainAgreement(**dataclasses.asdict(chain)),
         ),
     )
 
 
-def describe_quality(quality: Quality) -> bundle.Quality:
+def describe_quality(quality: AnyQuality) -> bundle.Quality:
+    return _noise(quality) if isinstance(quality, NoiseQuality) else _answers(quality)
+
+
+def _answers(quality: Quality) -> bundle.Quality:
     return bundle.Quality(
         metric="bits_per_byte" if quality.bits_per_byte else "accuracy",
         split="test",
@@ -119,6 +140,7 @@ def _specs(specs: Iterable[ctm_program.TensorSpec]) -> list[bundle.TensorSpec]:
         "energy": bundle.TensorSpec.ENERGY,
         "detail": bundle.TensorSpec.DETAIL,
         "done": bundle.TensorSpec.DONE,
+        "abstained": bundle.TensorSpec.ABSTAINED,
     }
     return [
         bundle.TensorSpec(
@@ -146,6 +168,41 @@ def _frontier(point: FrontierPoint) -> bundle.Frontier:
         whole=point.whole,
         bits_per_byte=point.bits_per_byte,
     )
+
+
+def _noise(quality: NoiseQuality) -> bundle.Quality:
+    found = quality.found
+    return bundle.Quality(
+        metric="noise_error",
+        split="test",
+        rows=found.rows,
+        certainty=found.certainty_by_tick,
+        frontier=[_noise_frontier(point) for point in quality.frontier],
+        diffusion=bundle.DiffusionQuality(
+            base=found.base,
+            guided=found.guided,
+            guided_by_tick=found.guided_by_tick,
+            base_by_level=found.base_by_level,
+            guided_by_level=found.guided_by_level,
+            certainty_by_level=found.certainty_by_level,
+            abstention=[_abstention(point) for point in found.abstention],
+            shipped=_abstention(quality.abstaining),
+        ),
+    )
+
+
+def _noise_frontier(point: NoisePoint) -> bundle.Frontier:
+    return bundle.Frontier(
+        certainty_threshold=point.threshold,
+        mean_ticks=point.mean_ticks,
+        ticks_deviation=point.ticks_deviation,
+        share_certain=point.share_certain,
+        noise_error=point.error,
+    )
+
+
+def _abstention(point: AbstentionPoint) -> bundle.AbstentionPoint:
+    return bundle.AbstentionPoint(abstain_below=point.threshold, abstaining=point.abstaining, noise_error=point.error)
 
 
 def _energy(energy: EnergyQuality) -> bundle.EnergyQuality:

@@ -22,18 +22,18 @@ _BINS = 15
 
 def write_plots(quality: Quality, folder: Path) -> None:
     """Draw all into a folder: four, and two more of a model with an energy head."""
-    with _axes(folder / BY_TICK) as axes:
+    with axes_of(folder / BY_TICK) as axes:
         _draw_by_tick(axes, quality)
-    with _axes(folder / FRONTIER) as axes:
+    with axes_of(folder / FRONTIER) as axes:
         _draw_frontier(axes, quality)
-    with _axes(folder / CALIBRATION) as axes:
+    with axes_of(folder / CALIBRATION) as axes:
         _draw_calibration(axes, quality)
-    with _axes(folder / TICKS_USED) as axes:
+    with axes_of(folder / TICKS_USED) as axes:
         _draw_ticks_used(axes, quality)
     if quality.energy is not None:
-        with _axes(folder / ENERGY_FRONTIER) as axes:
+        with axes_of(folder / ENERGY_FRONTIER) as axes:
             _draw_energy_frontier(axes, quality, quality.energy)
-        with _axes(folder / ENERGY_BY_TICK) as axes:
+        with axes_of(folder / ENERGY_BY_TICK) as axes:
             _draw_energy_by_tick(axes, quality.judged.correct, quality.energy)
 
 
@@ -131,7 +131,7 @@ def _shipped(quality: Quality) -> str:
 
 
 @contextmanager
-def _axes(path: Path) -> Iterator[Axes]:
+def axes_of(path: Path) -> Iterator[Axes]:
     """Axes that are saved to `path`. Without pyplot, whose global figures outlive their use."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -31,6 +31,8 @@ class StopOptions:
     certain tick of all: of certainty the smallest, of energy the largest."""
     max_bits_loss: Annotated[float, arg(metavar="PERCENT")] = 1.0
     """The same for models of text: how many percent more a byte may cost at the threshold."""
+    max_noise_loss: Annotated[float, arg(metavar="PERCENT")] = 1.0
+    """The same for models of diffusion: how many percent larger the error of the noise may be at the threshold."""
     patience: Count = None
     """A certain thought stops only when its top prediction has stayed the same over this many ticks."""
     energy_threshold: Number = None
@@ -39,7 +41,8 @@ class StopOptions:
     energy_delta: Number = None
     """A thought stops when its energy changes by less than this; for models with an energy head."""
     abstain_below: Certainty = None
-    """Answers less certain than this are marked as abstained."""
+    """Answers less certain than this are marked as abstained; not given: none, or what a model of diffusion was
+    configured with, where such rows take the base path."""
     tick_cap: Count = None
     """The most ticks that a request may ask for; not given: twice the ticks that the model was trained with. At most
     10000."""
@@ -52,6 +55,8 @@ class StopOptions:
             raise ExportError(f"--max-accuracy-loss must be points in [0, 100], got {self.max_accuracy_loss}")
         if not 0 <= self.max_bits_loss <= 100:
             raise ExportError(f"--max-bits-loss must be percent in [0, 100], got {self.max_bits_loss}")
+        if not 0 <= self.max_noise_loss <= 100:
+            raise ExportError(f"--max-noise-loss must be percent in [0, 100], got {self.max_noise_loss}")
         for option, count in (("--patience", self.patience), ("--tick-cap", self.tick_cap)):
             if count is not None and count < 1:
                 raise ExportError(f"{option} must be at least 1, got {count}")
@@ -61,6 +66,22 @@ class StopOptions:
             raise ExportError(f"--energy-threshold must be finite, got {self.energy_threshold}")
         if self.energy_delta is not None and not 0 <= self.energy_delta < math.inf:
             raise ExportError(f"--energy-delta must be finite and at least 0, got {self.energy_delta}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingOptions:
+    """How a model of diffusion draws unless its request says otherwise."""
+
+    steps: Count = None
+    """Reverse steps of a sample; not given: 20, or as many as there are levels of noise."""
+    eta: Annotated[float | None, arg(metavar="0..1")] = None
+    """How far a reverse step is random: 0 is deterministic (DDIM), 1 ancestral (DDPM); not given: 0."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ExportError(f"--steps must be at least 1, got {self.steps}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise ExportError(f"--eta must be in [0, 1], got {self.eta}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +141,7 @@ class Command:
     tune_for: Literal["cpu", "gpu"] = "cpu"
     """What the ONNX graph is made for; it runs on both."""
     stop: Annotated[StopOptions, arg(name="")] = field(default_factory=StopOptions)
+    sampling: Annotated[SamplingOptions, arg(name="")] = field(default_factory=SamplingOptions)
     input: Annotated[ReferenceOptions, arg(name="")] = field(default_factory=ReferenceOptions)
 
     def __post_init__(self) -> None:

@@ -34,6 +34,9 @@ class Source:
     task: str = ""
     """A word for people, such as "mnist"."""
     labels: tuple[str, ...] = ()
+    """Of the last dimension of a prediction."""
+    classes: tuple[str, ...] = ()
+    """What a sample can be asked for, of diffusion."""
     input_range: tuple[float, float] | None = None
     """What values of the input mean anything; None: any."""
     input_values: tuple[float, ...] = ()
@@ -61,6 +64,9 @@ class Source:
         classes = next(spec for spec in self.program.outputs if spec.role == "prediction").shape[-1]
         if len(self.labels) not in (0, classes):
             raise ExportError(f"labels must be {classes}, one for each class, got {len(self.labels)}")
+        if isinstance(self.model, EnhancedCTMDiffusion) and len(self.classes) not in (0, self.model.diffusion.classes):
+            known = self.model.diffusion.classes
+            raise ExportError(f"labels must be {known}, one for each class of a sample, got {len(self.classes)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,8 +110,8 @@ def from_checkpoint(folder: Path) -> Source:
     """
     trained = load_trained(folder)
     model, config = trained.model, trained.config
-    if isinstance(model, EnhancedCTMDiffusion):
-        raise ExportError(f"{folder} holds a diffusion model, which cannot be exported yet: only ctm and language can")
+    # Such a model thinks about noise, whatever the images of its task are, and answers with bins, not with labels.
+    draws = isinstance(model, EnhancedCTMDiffusion)
     recorded = _recorded(config)
     task, provenance = recorded.task, recorded.provenance
     versions = {"torch": provenance.torch, "python": provenance.python}
@@ -115,9 +121,10 @@ def from_checkpoint(folder: Path) -> Source:
         family=trained.family,
         files=trained.files,
         task=task.name,
-        labels=task.labels,
-        input_range=INPUT_RANGES.get(task.input_name),
-        input_values=INPUT_VALUES.get(task.input_name, ()),
+        labels=() if draws else task.labels,
+        classes=task.labels if draws else (),
+        input_range=None if draws else INPUT_RANGES.get(task.input_name),
+        input_values=() if draws else INPUT_VALUES.get(task.input_name, ()),
         command=_command(provenance),
         seed=provenance.seed,
         versions={name: number for name, number in versions.items() if number},
@@ -160,18 +167,24 @@ def from_reference(
 
 def random_inputs(source: Source, rows: int) -> tuple[Tensor, ...]:
     """Seeded rows such as the model might meet, where no real ones are at hand: a tensor for each of its inputs."""
+    values = random_values(source.program.inputs, rows, source.input_range)
+    return tuple(value.sign() for value in values) if source.servable.config.backbone == "parity" else values
+
+
+def random_values(
+    specs: Sequence[TensorSpec], rows: int, real_range: tuple[float, float] | None = None
+) -> tuple[Tensor, ...]:
+    """Seeded values of each tensor: whole numbers in its own range, others in `real_range`, or normal without one."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(_random(source, spec, rows, generator) for spec in source.program.inputs)
+    return tuple(_random(spec, rows, real_range, generator) for spec in specs)
 
 
-def _random(source: Source, spec: TensorSpec, rows: int, generator: torch.Generator) -> Tensor:
+def _random(spec: TensorSpec, rows: int, real_range: tuple[float, float] | None, generator: torch.Generator) -> Tensor:
     shape = (rows, *spec.shape)
-    if spec.minimum is not None and spec.maximum is not None:
+    if spec.datatype == "INT64" and spec.minimum is not None and spec.maximum is not None:
         return torch.randint(int(spec.minimum), int(spec.maximum) + 1, shape, generator=generator)
-    if source.model.config.backbone == "parity":
-        return torch.randn(shape, generator=generator).sign()
-    if source.input_range is not None:
-        low, high = source.input_range
+    if real_range is not None:
+        low, high = real_range
         return low + (high - low) * torch.rand(shape, generator=generator)
     return torch.randn(shape, generator=generator)
 
@@ -220,4 +233,5 @@ def _servable(model: Model, input_name: str) -> Servable:
     except RuntimeError as error:
         # What torch says of shapes that do not fit, in its first line.
         reason = str(error).partition("\n")[0]
-        raise ExportError(f"input_shape {model.config.input_shape} does not fit the model: {reason}") from error
+        shape = model.config.input_shape if isinstance(model, CTM) else ()
+        raise ExportError(f"input_shape {shape} does not fit the model: {reason}") from error

@@ -280,20 +280,26 @@ class Diffusion(google.protobuf.message.Message):
     LEVELS_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
     ETA_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
     levels: builtins.int
     """Levels of noise; level 0 is the least."""
     steps: builtins.int
     """Reverse steps of a request that does not say how many."""
     eta: builtins.float
     """0 deterministic (DDIM), 1 ancestral (DDPM), for a request that does not say."""
+    @property
+    def classes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the labels that a sample can be asked for, from 0; empty where they have none."""
+
     def __init__(
         self,
         *,
         levels: builtins.int = ...,
         steps: builtins.int = ...,
         eta: builtins.float = ...,
+        classes: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["eta", b"eta", "levels", b"levels", "steps", b"steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["classes", b"classes", "eta", b"eta", "levels", b"levels", "steps", b"steps"]) -> None: ...
 
 global___Diffusion = Diffusion
 
@@ -402,6 +408,7 @@ class Agreement(google.protobuf.message.Message):
     ROW_COUNTS_FIELD_NUMBER: builtins.int
     TOLERANCE_FIELD_NUMBER: builtins.int
     ROWS_FIELD_NUMBER: builtins.int
+    CHAIN_FIELD_NUMBER: builtins.int
     equal_stop_ticks: builtins.float
     """Of free-running thoughts, the share that stop on the same tick as eager's."""
     tolerance: builtins.float
@@ -416,6 +423,10 @@ class Agreement(google.protobuf.message.Message):
 
     @property
     def row_counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def chain(self) -> global___ChainAgreement:
+        """Of programs with a finish."""
+
     def __init__(
         self,
         *,
@@ -425,10 +436,72 @@ class Agreement(google.protobuf.message.Message):
         row_counts: collections.abc.Iterable[builtins.int] | None = ...,
         tolerance: builtins.float = ...,
         rows: builtins.int = ...,
+        chain: global___ChainAgreement | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["equal_stop_ticks", b"equal_stop_ticks", "free_running", b"free_running", "one_tick", b"one_tick", "row_counts", b"row_counts", "rows", b"rows", "tolerance", b"tolerance"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["chain", b"chain"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chain", b"chain", "equal_stop_ticks", b"equal_stop_ticks", "free_running", b"free_running", "one_tick", b"one_tick", "row_counts", b"row_counts", "rows", b"rows", "tolerance", b"tolerance"]) -> None: ...
 
 global___Agreement = Agreement
+
+@typing.final
+class ChainAgreement(google.protobuf.message.Message):
+    """How closely an artefact follows the model as trained once thoughts have ended: link by link through all three graphs."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FINISH_FIELD_NUMBER: builtins.int
+    IMAGES_FIELD_NUMBER: builtins.int
+    ESTIMATES_FIELD_NUMBER: builtins.int
+    EQUAL_STOP_TICKS_FIELD_NUMBER: builtins.int
+    EQUAL_ABSTAIN_MASKS_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    LINKS_FIELD_NUMBER: builtins.int
+    ETA_FIELD_NUMBER: builtins.int
+    CERTAINTY_THRESHOLD_FIELD_NUMBER: builtins.int
+    ABSTAIN_BELOW_FIELD_NUMBER: builtins.int
+    ABSTAINING_FIELD_NUMBER: builtins.int
+    CERTAIN_FIELD_NUMBER: builtins.int
+    TOLERANCE_FIELD_NUMBER: builtins.int
+    finish: builtins.float
+    """Largest difference of any result of `finish` from eager's, given eager's own values; as `one_tick`."""
+    images: builtins.float
+    """Of one seeded run: the largest difference of what its last links left, over max(1, largest value) ..."""
+    estimates: builtins.float
+    """... and of what any link took for the clean image."""
+    equal_stop_ticks: builtins.float
+    """Shares of the run's thoughts, one a row and link, that stop on the same tick and that abstain alike."""
+    equal_abstain_masks: builtins.float
+    rows: builtins.int
+    """The run: its thresholds stand in gaps between certainties, so that rounding decides nothing."""
+    links: builtins.int
+    eta: builtins.float
+    certainty_threshold: builtins.float
+    abstain_below: builtins.float
+    abstaining: builtins.float
+    """Share of its thoughts that abstain, and that stop before their ticks are spent."""
+    certain: builtins.float
+    tolerance: builtins.float
+    """Of images; estimates are recorded, and decide nothing."""
+    def __init__(
+        self,
+        *,
+        finish: builtins.float = ...,
+        images: builtins.float = ...,
+        estimates: builtins.float = ...,
+        equal_stop_ticks: builtins.float = ...,
+        equal_abstain_masks: builtins.float = ...,
+        rows: builtins.int = ...,
+        links: builtins.int = ...,
+        eta: builtins.float = ...,
+        certainty_threshold: builtins.float = ...,
+        abstain_below: builtins.float = ...,
+        abstaining: builtins.float = ...,
+        certain: builtins.float = ...,
+        tolerance: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abstain_below", b"abstain_below", "abstaining", b"abstaining", "certain", b"certain", "certainty_threshold", b"certainty_threshold", "equal_abstain_masks", b"equal_abstain_masks", "equal_stop_ticks", b"equal_stop_ticks", "estimates", b"estimates", "eta", b"eta", "finish", b"finish", "images", b"images", "links", b"links", "rows", b"rows", "tolerance", b"tolerance"]) -> None: ...
+
+global___ChainAgreement = ChainAgreement
 
 @typing.final
 class File(google.protobuf.message.Message):
@@ -523,6 +596,7 @@ class Quality(google.protobuf.message.Message):
     BITS_PER_BYTE_FIELD_NUMBER: builtins.int
     BITS_PER_BYTE_MOST_CERTAIN_FIELD_NUMBER: builtins.int
     ENERGY_FIELD_NUMBER: builtins.int
+    DIFFUSION_FIELD_NUMBER: builtins.int
     metric: builtins.str
     split: builtins.str
     rows: builtins.int
@@ -552,6 +626,10 @@ class Quality(google.protobuf.message.Message):
     def energy(self) -> global___EnergyQuality:
         """Of models with an energy head."""
 
+    @property
+    def diffusion(self) -> global___DiffusionQuality:
+        """Of models of diffusion, whose metric is the noise's mean squared error: less is better."""
+
     def __init__(
         self,
         *,
@@ -568,11 +646,91 @@ class Quality(google.protobuf.message.Message):
         bits_per_byte: collections.abc.Iterable[builtins.float] | None = ...,
         bits_per_byte_most_certain: builtins.float = ...,
         energy: global___EnergyQuality | None = ...,
+        diffusion: global___DiffusionQuality | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["energy", b"energy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "accuracy_most_certain", b"accuracy_most_certain", "bits_per_byte", b"bits_per_byte", "bits_per_byte_most_certain", b"bits_per_byte_most_certain", "calibration_error", b"calibration_error", "certainty", b"certainty", "energy", b"energy", "frontier", b"frontier", "metric", b"metric", "rows", b"rows", "split", b"split", "whole", b"whole", "whole_most_certain", b"whole_most_certain"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["diffusion", b"diffusion", "energy", b"energy"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "accuracy_most_certain", b"accuracy_most_certain", "bits_per_byte", b"bits_per_byte", "bits_per_byte_most_certain", b"bits_per_byte_most_certain", "calibration_error", b"calibration_error", "certainty", b"certainty", "diffusion", b"diffusion", "energy", b"energy", "frontier", b"frontier", "metric", b"metric", "rows", b"rows", "split", b"split", "whole", b"whole", "whole_most_certain", b"whole_most_certain"]) -> None: ...
 
 global___Quality = Quality
+
+@typing.final
+class DiffusionQuality(google.protobuf.message.Message):
+    """How well single images are denoised, at levels spread evenly over all, guided by their thoughts and without them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: builtins.int
+    GUIDED_FIELD_NUMBER: builtins.int
+    GUIDED_BY_TICK_FIELD_NUMBER: builtins.int
+    BASE_BY_LEVEL_FIELD_NUMBER: builtins.int
+    GUIDED_BY_LEVEL_FIELD_NUMBER: builtins.int
+    CERTAINTY_BY_LEVEL_FIELD_NUMBER: builtins.int
+    ABSTENTION_FIELD_NUMBER: builtins.int
+    SHIPPED_FIELD_NUMBER: builtins.int
+    base: builtins.float
+    """Mean squared errors of the noise: on the base path, and guided by each row's most certain tick."""
+    guided: builtins.float
+    @property
+    def guided_by_tick(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """By tick, each of length T; certainty by tick stands in Quality."""
+
+    @property
+    def base_by_level(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Over equal ranges of levels, least noise first."""
+
+    @property
+    def guided_by_level(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def certainty_by_level(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def abstention(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AbstentionPoint]:
+        """What abstaining buys when all ticks are thought."""
+
+    @property
+    def shipped(self) -> global___AbstentionPoint:
+        """Under the thresholds that ship."""
+
+    def __init__(
+        self,
+        *,
+        base: builtins.float = ...,
+        guided: builtins.float = ...,
+        guided_by_tick: collections.abc.Iterable[builtins.float] | None = ...,
+        base_by_level: collections.abc.Iterable[builtins.float] | None = ...,
+        guided_by_level: collections.abc.Iterable[builtins.float] | None = ...,
+        certainty_by_level: collections.abc.Iterable[builtins.float] | None = ...,
+        abstention: collections.abc.Iterable[global___AbstentionPoint] | None = ...,
+        shipped: global___AbstentionPoint | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["shipped", b"shipped"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["abstention", b"abstention", "base", b"base", "base_by_level", b"base_by_level", "certainty_by_level", b"certainty_by_level", "guided", b"guided", "guided_by_level", b"guided_by_level", "guided_by_tick", b"guided_by_tick", "shipped", b"shipped"]) -> None: ...
+
+global___DiffusionQuality = DiffusionQuality
+
+@typing.final
+class AbstentionPoint(google.protobuf.message.Message):
+    """What abstaining below one certainty does at single reverse steps."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ABSTAIN_BELOW_FIELD_NUMBER: builtins.int
+    ABSTAINING_FIELD_NUMBER: builtins.int
+    NOISE_ERROR_FIELD_NUMBER: builtins.int
+    abstain_below: builtins.float
+    abstaining: builtins.float
+    """Share of the rows."""
+    noise_error: builtins.float
+    """Mean squared error of the noise, that of the base path where a row abstains."""
+    def __init__(
+        self,
+        *,
+        abstain_below: builtins.float = ...,
+        abstaining: builtins.float = ...,
+        noise_error: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abstain_below", b"abstain_below", "abstaining", b"abstaining", "noise_error", b"noise_error"]) -> None: ...
+
+global___AbstentionPoint = AbstentionPoint
 
 @typing.final
 class EnergyQuality(google.protobuf.message.Message):
@@ -687,6 +845,7 @@ class Frontier(google.protobuf.message.Message):
     SHARE_CERTAIN_FIELD_NUMBER: builtins.int
     WHOLE_FIELD_NUMBER: builtins.int
     BITS_PER_BYTE_FIELD_NUMBER: builtins.int
+    NOISE_ERROR_FIELD_NUMBER: builtins.int
     certainty_threshold: builtins.float
     accuracy: builtins.float
     mean_ticks: builtins.float
@@ -695,6 +854,8 @@ class Frontier(google.protobuf.message.Message):
     whole: builtins.float
     """As in Quality, where it has them."""
     bits_per_byte: builtins.float
+    noise_error: builtins.float
+    """Of models of diffusion: the mean squared error of the noise, guided by the tick that answers."""
     def __init__(
         self,
         *,
@@ -705,11 +866,14 @@ class Frontier(google.protobuf.message.Message):
         share_certain: builtins.float = ...,
         whole: builtins.float | None = ...,
         bits_per_byte: builtins.float | None = ...,
+        noise_error: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bits_per_byte", b"_bits_per_byte", "_whole", b"_whole", "bits_per_byte", b"bits_per_byte", "whole", b"whole"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bits_per_byte", b"_bits_per_byte", "_whole", b"_whole", "accuracy", b"accuracy", "bits_per_byte", b"bits_per_byte", "certainty_threshold", b"certainty_threshold", "mean_ticks", b"mean_ticks", "share_certain", b"share_certain", "ticks_deviation", b"ticks_deviation", "whole", b"whole"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bits_per_byte", b"_bits_per_byte", "_noise_error", b"_noise_error", "_whole", b"_whole", "bits_per_byte", b"bits_per_byte", "noise_error", b"noise_error", "whole", b"whole"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bits_per_byte", b"_bits_per_byte", "_noise_error", b"_noise_error", "_whole", b"_whole", "accuracy", b"accuracy", "bits_per_byte", b"bits_per_byte", "certainty_threshold", b"certainty_threshold", "mean_ticks", b"mean_ticks", "noise_error", b"noise_error", "share_certain", b"share_certain", "ticks_deviation", b"ticks_deviation", "whole", b"whole"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bits_per_byte", b"_bits_per_byte"]) -> typing.Literal["bits_per_byte"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_noise_error", b"_noise_error"]) -> typing.Literal["noise_error"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_whole", b"_whole"]) -> typing.Literal["whole"] | None: ...
 

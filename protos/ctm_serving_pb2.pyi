@@ -178,7 +178,9 @@ class ThinkRequest(google.protobuf.message.Message):
     """The earlier of this and the call's own deadline counts."""
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Tensor]:
-        """Each leads with N rows. Models of text take `text`, BYTES [N], or the tokens, INT64 [N, n], with or without their length."""
+        """Each leads with N rows. Models of text take `text`, BYTES [N], or the tokens, INT64 [N, n], with or without their length.
+        Diffusion models take `label` alone, INT64 [N], or BYTES [N] where their classes have names.
+        """
 
     @property
     def stop(self) -> global___StopPolicy: ...
@@ -358,12 +360,15 @@ class ChainPolicy(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     OPTIONS_FIELD_NUMBER: builtins.int
     max_links: builtins.int
-    """Thoughts of one row, at most; unset: 1. The server has a limit."""
+    """Thoughts of one row, at most; unset: 1. The server has a limit. Not of diffusion, which takes steps."""
     seed: builtins.int
     """Unset: drawn by the server, and told in the summary."""
     @property
     def options(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Value]:
-        """Text: temperature, top_p (numbers), top_k (integer), stop (text or texts, at most 16)."""
+        """Text: temperature, top_p (numbers), top_k (integer), stop (text or texts, at most 16).
+        Diffusion: steps (integer, 1 to the model's levels), eta (number in [0, 1]), every (integer: the image at every n-th link
+        and the last; 1 unless said, 0: the last alone), stride (integer: planned steps that a certain row may take at once; 1).
+        """
 
     def __init__(
         self,
@@ -588,7 +593,9 @@ class Answer(google.protobuf.message.Message):
     def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ClassScore]: ...
     @property
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Tensor]:
-        """Of text chains: token, INT64 [], the one that was drawn."""
+        """Of text chains: token, INT64 [], the one that was drawn. Of diffusion: level, INT64 [], that of the image now, -1 without
+        noise; and where they are asked for image, FP32, as the reverse step left it, and estimate, what that took for the clean one.
+        """
 
     def __init__(
         self,
@@ -628,6 +635,7 @@ class Summary(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     TEXTS_FIELD_NUMBER: builtins.int
+    OUTPUTS_FIELD_NUMBER: builtins.int
     ticks_used: builtins.int
     """Of all rows and links."""
     queue_seconds: builtins.float
@@ -649,6 +657,10 @@ class Summary(google.protobuf.message.Message):
     def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Of text chains, one for each row: all that was generated, without the stop text."""
 
+    @property
+    def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Tensor]:
+        """Of diffusion: image and estimate, FP32 [N, height, width], what each row came to, also where it ended early."""
+
     def __init__(
         self,
         *,
@@ -661,9 +673,10 @@ class Summary(google.protobuf.message.Message):
         version: builtins.int = ...,
         seed: builtins.int | None = ...,
         texts: collections.abc.Iterable[builtins.str] | None = ...,
+        outputs: collections.abc.Iterable[global___Tensor] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "abstain_mask", b"abstain_mask", "abstentions", b"abstentions", "model", b"model", "queue_seconds", b"queue_seconds", "seed", b"seed", "texts", b"texts", "think_seconds", b"think_seconds", "ticks_used", b"ticks_used", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "abstain_mask", b"abstain_mask", "abstentions", b"abstentions", "model", b"model", "outputs", b"outputs", "queue_seconds", b"queue_seconds", "seed", b"seed", "texts", b"texts", "think_seconds", b"think_seconds", "ticks_used", b"ticks_used", "version", b"version"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___Summary = Summary

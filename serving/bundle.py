@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from protos.ctm_bundle_pb2 import File, Manifest
+from serving.diffusion.model import DiffusionModel, diffusion_model
 from serving.errors import BundleRefused
 from serving.manifest import MANIFEST, program, read, stop_defaults
 from serving.mismatch import Mismatch, listing, quote
@@ -40,6 +41,8 @@ class Bundle:
     """No request may ask for more ticks."""
     text: TextModel | None = field(default=None, repr=False)
     """Of models of text: what makes a chain of their thoughts."""
+    diffusion: DiffusionModel | None = field(default=None, repr=False)
+    """Of diffusion models: the same."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -83,7 +86,8 @@ def _load(path: Path) -> Bundle:
     _check_files(path, manifest)
     described = program(manifest)
     files = {file.name: file for file in manifest.files}
-    text = text_model(manifest, _content(path, files[manifest.text.tokenizer])) if manifest.chain else None
+    text = text_model(manifest, _content(path, files[manifest.text.tokenizer])) if manifest.HasField("text") else None
+    diffusion = diffusion_model(manifest, described) if manifest.HasField("diffusion") else None
     return Bundle(
         path=path,
         name=manifest.name,
@@ -95,6 +99,7 @@ def _load(path: Path) -> Bundle:
         abstain_below=manifest.stop.abstain_below,
         tick_cap=manifest.tick_cap,
         text=text,
+        diffusion=diffusion,
     )
 
 
@@ -115,7 +120,7 @@ def _check_files(path: Path, manifest: Manifest) -> None:
     if len(set(names)) != len(names):
         raise Mismatch(f"{MANIFEST}: files", listing(names), "each name once")
     needed = {START} | {file for artefact in manifest.artefacts for file in artefact.graphs.values()}
-    if manifest.chain:
+    if manifest.HasField("text"):
         needed.add(manifest.text.tokenizer)
     if missing := sorted(needed - set(names)):
         raise Mismatch(f"{MANIFEST}: files", listing(names), f"also {listing(missing)}: what is served has a hash")

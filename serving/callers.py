@@ -5,7 +5,7 @@ thoughts that ended -> answers -> a chain's next links -> scheduler.follow
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from serving.backends.base import Backend
 from serving.chain import Chain, next_link
@@ -14,7 +14,7 @@ from serving.events import Answer, Failure
 from serving.progress import Progress
 from serving.readout import leading
 from serving.report import StepReport
-from serving.request import Request, StopReason
+from serving.request import Array, Request, StopReason
 from serving.scheduler import Ended, Scheduler
 from serving.waiting import Thought
 
@@ -68,14 +68,21 @@ class Callers:
             if self._progress[thought.request].tick_first():
                 report.first_ticks.append(thought.request)
 
-    def answer(self, ended: list[Ended], report: StepReport, *, unticked: ServingError | None = None) -> None:
+    def answer(
+        self,
+        ended: list[Ended],
+        finished: Mapping[Ended, Mapping[str, Array]],
+        report: StepReport,
+        *,
+        unticked: ServingError | None = None,
+    ) -> None:
         """Send the answers of thoughts that ended, and what their requests came to.
 
         Args:
+            ended: at least one.
+            finished: of those that came to something, what the program's finish gave, where it has one.
             unticked: why a request none of whose rows ever ticked fails; by default its deadline.
         """
-        if not ended:
-            return
         report.ended += ended
         slots = [end.slot if end.slot is not None else 0 for end in ended]
         predictions = self._backend.answers(slots)
@@ -94,6 +101,7 @@ class Callers:
                 answer = progress.answer(
                     end, predictions[index] if has_answer else None, leaders[index] if has_answer else None
                 )
+                answer.finished = finished.get(end, {})
                 if request.chain is None:
                     progress.end_row()
                 elif not self._follow(request.chain, end.thought, answer, progress, report):
@@ -115,7 +123,7 @@ class Callers:
     def _follow(self, chain: Chain, thought: Thought, answer: Answer, progress: Progress, report: StepReport) -> bool:
         """Let the row's next link wait, or end the row; false when its chain failed, and the request with it."""
         try:
-            inputs = next_link(chain, answer, self._backend.program.inputs)
+            inputs = next_link(chain, answer, self._backend.program.beginning)
         except Exception as error:
             self._break(thought.request, error, report)
             return False

@@ -27,19 +27,25 @@ class Chain(Protocol):
         Args:
             answer: with row, link, prediction and stop reason set. It comes with `chain_end` INTERRUPTED when this link
                 is the row's last whatever is returned: the thought diverged, or its time was up. Then alone may it lack
-                a prediction. `text`, `outputs` and `chain_end` may be set here.
+                a prediction, or what the program's finish gave. `text`, `outputs` and `chain_end` may be set here.
 
         Returns:
-            Every input of the program, [1, ...] in its datatype, or None when the row's chain ends; a `chain_end` that
-            was not set is then MAX_LINKS.
+            Every tensor that a thought of the program begins with, [1, ...] in its datatype, or None when the row's
+            chain ends; a `chain_end` that was not set is then MAX_LINKS.
         """
 
     def finish(self, summary: Summary) -> None:
-        """Complete the summary: seed, texts. A row may have ended since its last answer, while its next link waited."""
+        """Complete the summary: seed, texts, outputs.
+
+        A row may have ended since its last answer, while its next link waited.
+        """
 
 
-def next_link(chain: Chain, answer: Answer, inputs: Sequence[TensorSpec]) -> Mapping[str, Array] | None:
-    """The inputs of the row's next thought, or None and an answer that says why there is none.
+def next_link(chain: Chain, answer: Answer, beginning: Sequence[TensorSpec]) -> Mapping[str, Array] | None:
+    """What the row's next thought begins with, or None and an answer that says why there is none.
+
+    Args:
+        beginning: what every thought of the program begins with.
 
     Raises:
         ValueError: the chain gave what the program cannot take.
@@ -51,7 +57,7 @@ def next_link(chain: Chain, answer: Answer, inputs: Sequence[TensorSpec]) -> Map
         answer.chain_end = answer.chain_end or ChainEnd.MAX_LINKS
         return None
     # Others are encoded along with it: what does not fit must not reach them.
-    expected = {spec.name: (spec.dtype, (1, *spec.shape)) for spec in inputs}
+    expected = {spec.name: (spec.dtype, (1, *spec.shape)) for spec in beginning}
     found = {name: (values.dtype, values.shape) for name, values in following.items()}
     if found != expected:
         raise ValueError(f"the chain gave inputs {found}, expected {expected}")

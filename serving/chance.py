@@ -18,6 +18,18 @@ class Chance:
         # Kept: numpy seeds every new one from the system's randomness, key or not, which takes most of its time.
         self._philox = np.random.Philox(key=0)
 
+    def normal(self, row: int, link: int, count: int = 1) -> NDArray[np.float32]:
+        """Standard normal numbers, [count], made of the uniform ones of this row and link: two of two (Box and Muller).
+
+        Computed in double precision and rounded once, so that what machines make of sines and logarithms hardly shows.
+        """
+        half = (count + 1) // 2
+        first, second = self.uniform(row, link, 2 * half).reshape(2, half)
+        radius = np.sqrt(-2.0 * np.log1p(-first))  # 1 - first is in (0, 1]
+        angle = 2.0 * np.pi * second
+        drawn = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        return drawn[:count].astype(np.float32)
+
     def uniform(self, row: int, link: int, count: int = 1) -> NDArray[np.float64]:
         """Numbers in [0, 1), [count], each a multiple of 2^-53; the same ones whenever they are asked for.
 

@@ -1,6 +1,7 @@
 """One model's thought loop: admit, tick, record; rows and numbers in, events out. No I/O, no threads.
 
-step:  scheduler.plan -> backend.move, backend.admit -> backend.tick -> scheduler.record -> callers.answer
+step:  scheduler.plan -> backend.move, backend.admit -> backend.tick -> scheduler.record -> backend.finish
+       -> callers.answer
 """
 
 import logging
@@ -11,14 +12,14 @@ import numpy as np
 
 from serving.backends.base import Backend, TickOutput
 from serving.callers import Callers
-from serving.errors import BackendFailed, Unavailable
+from serving.errors import BackendFailed, ServingError, Unavailable
 from serving.events import Tick
 from serving.finite import finite_rows
 from serving.program import top
 from serving.readout import leading
 from serving.report import StepReport
-from serving.request import Array, Request
-from serving.scheduler import Scheduler
+from serving.request import Array, Request, StopReason
+from serving.scheduler import Ended, Scheduler
 from serving.waiting import Thought
 
 __all__ = ["Engine", "StepReport"]
@@ -94,7 +95,7 @@ class Engine:
         """Run at most one tick, and add what came of it to `report`."""
         begin = report.now = self._clock()
         plan = self.scheduler.plan(begin, horizon=self._horizon)
-        self._callers.answer(plan.expired, report)
+        self._end(plan.expired, report)
         for source, target in plan.moves:
             self.backend.move(source, target)
         num_running = plan.num_running
@@ -108,7 +109,7 @@ class Engine:
         """End every thought with its best answer so far: a drain's grace is over."""
         report.now = self._clock()
         draining = Unavailable("the server is shutting down and this request was not admitted in time")
-        self._callers.answer(self.scheduler.end_all(), report, unticked=draining)
+        self._end(self.scheduler.end_all(), report, unticked=draining)
 
     @property
     def _horizon(self) -> float:
@@ -163,7 +164,48 @@ class Engine:
         self._callers.tick_first(admitted, report)
         if verdict.watched.size:
             self._stream([(slot, thoughts[slot]) for slot in verdict.watched.tolist()], output, report)
-        self._callers.answer(ended, report)
+        self._end(ended, report)
+
+    def _end(self, ended: list[Ended], report: StepReport, *, unticked: ServingError | None = None) -> None:
+        """Finish the thoughts that ended, and answer them; see `Callers.answer`."""
+        if not ended:
+            return
+        finished = self._finish(ended, report) if self.backend.program.finish is not None else {}
+        self._callers.answer(ended, finished, report, unticked=unticked)
+
+    def _finish(self, ended: list[Ended], report: StepReport) -> dict[Ended, dict[str, Array]]:
+        """What the program's finish gives for each thought of a chain that came to something, one row's values each.
+
+        A thought for which it gives anything that is not finite has diverged.
+        """
+        sound = [end for end in ended if end.answer_tick and end.reason is not StopReason.DIVERGED]
+        slots = [end.slot for end in sound if end.slot is not None]
+        if not slots:
+            return {}
+        assert len(slots) == len(sound), "a thought that ticked ends in its slot"
+        begin = self._clock()
+        try:
+            results = self.backend.finish(slots, [end.abstained for end in sound])
+        except Exception as error:
+            thoughts = [end.thought for end in sound]
+            log.exception("finish failed", extra={"request_ids": _ids(thoughts)})
+            failure = BackendFailed(f"the model failed to finish a thought ({type(error).__name__})")
+            self._callers.fail((thought.request for thought in thoughts), failure, report)
+            for end in sound:
+                end.reason = StopReason.CANCELLED  # nobody is answered: their ticks are wasted
+            return {}
+        report.now = self._clock()
+        report.finish_seconds = report.now - begin
+        finite = np.ones(len(sound), np.bool_)
+        for values in results.values():
+            finite &= np.isfinite(values).reshape(len(sound), -1).all(axis=1)
+        finished = {}
+        for index, end in enumerate(sound):
+            if finite[index]:
+                finished[end] = {name: values[index] for name, values in results.items()}
+            else:
+                end.reason = StopReason.DIVERGED
+        return finished
 
     def _stream(self, watched: list[tuple[int, Thought]], output: TickOutput, report: StepReport) -> None:
         """Send this tick of the slots whose callers watch it."""

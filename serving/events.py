@@ -3,6 +3,7 @@
 Nobody writes to an event once it is made; they are not frozen because that makes making one four times as slow.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,6 +55,8 @@ class Answer:
     """Of text chains: what became readable with this link."""
     outputs: dict[str, Array] = field(default_factory=dict)
     """What the chain gives besides, one row's values without the row dimension."""
+    finished: Mapping[str, Array] = field(default_factory=dict)
+    """Of programs with a finish: what it gave, for the chain alone; empty when the thought came to nothing."""
     chain_end: ChainEnd = ChainEnd.GOES_ON
 
 
@@ -75,6 +78,8 @@ class Summary:
     """Of chains: what their randomness was drawn from, in [0, 2^64)."""
     texts: list[str] = field(default_factory=list)
     """Of text chains, one a row: all that was generated."""
+    outputs: dict[str, Array] = field(default_factory=dict)
+    """What the chain came to, [rows, ...] each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,19 @@ from google.protobuf import json_format
 
 from protos.ctm_bundle_pb2 import Manifest
 from protos.ctm_bundle_pb2 import TensorSpec as SpecMessage
+from serving.diffusion import contract as diffusion
+from serving.diffusion.contract import check_diffusion
+from serving.ending import abstaining, check_finish, given
 from serving.mismatch import Mismatch, listing, quote
-from serving.program import Program, TensorSpec
+from serving.program import Finish, Program, TensorSpec
 from serving.request import StopPolicy
 from serving.tensors import DATATYPES, shape_text
+from serving.text import contract as text
 from serving.text.contract import check_text
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+_CHAINS = (text.CHAIN, diffusion.CHAIN)
 _MOST_TICKS = 1_000_000
 _MOST_DIMENSIONS = 31  # of a row; a request may have 32, the rows included
 _MOST_VALUES = 2**26  # of one tensor in one row: hundreds of times what the paper's largest models hold
@@ -67,6 +72,16 @@ def program(manifest: Manifest) -> Program:
         done=done[0] if done else None,
         details=tuple(of_role(SpecMessage.DETAIL)),
         outputs=tuple(spec for _, spec in outputs),
+        finish=_finish(manifest) if manifest.finish_inputs else None,
+    )
+
+
+def _finish(manifest: Manifest) -> Finish:
+    return Finish(
+        arguments=_specs("finish_inputs", manifest.finish_inputs),
+        results=_specs("finish_outputs", manifest.finish_outputs),
+        given=_specs("finish_inputs", given(manifest)),
+        abstained=abstaining(manifest),
     )
 
 
@@ -123,17 +138,19 @@ def check(manifest: Manifest) -> None:
     _check_roles(manifest)
     _check_ticks(manifest)
     _check_stop(manifest)
+    if manifest.chain not in ("", *_CHAINS):
+        raise Mismatch(f"{MANIFEST}: chain", quote(manifest.chain), f"{listing(_CHAINS)}, or none for single thoughts")
+    check_finish(manifest)
     check_text(manifest)
-    later = [field for field in ("finish_inputs", "finish_outputs") if getattr(manifest, field)]
-    if later:
-        raise Mismatch(f"{MANIFEST}: {later[0]}", "a program with a finish", "none: this server runs chains of text")
+    check_diffusion(manifest)
+    functions = {"encode", "tick", "finish"} if manifest.finish_inputs else {"encode", "tick"}
     kinds = [artefact.backend for artefact in manifest.artefacts]
     if not kinds or len(set(kinds)) != len(kinds):
         raise Mismatch(f"{MANIFEST}: artefacts", listing(kinds), "at least one, each backend once")
     for artefact in manifest.artefacts:
-        if set(artefact.graphs) != {"encode", "tick"}:
+        if set(artefact.graphs) != functions:
             what = f"{MANIFEST}: artefact {quote(artefact.backend)}, graphs"
-            raise Mismatch(what, listing(sorted(artefact.graphs)), "encode, tick")
+            raise Mismatch(what, listing(sorted(artefact.graphs)), listing(sorted(functions)))
 
 
 def _check_tensors(manifest: Manifest) -> None:
@@ -142,6 +159,8 @@ def _check_tensors(manifest: Manifest) -> None:
         if not messages:
             raise Mismatch(f"{MANIFEST}: {field}", "none", "at least one tensor")
         _specs(field, messages)
+    _specs("finish_inputs", manifest.finish_inputs)
+    _specs("finish_outputs", manifest.finish_outputs)
     arguments = [spec.name for spec in (*manifest.context, *manifest.state)]
     results = [f"next_{spec.name}" for spec in manifest.state] + [spec.name for spec in manifest.outputs]
     for field, names in {
@@ -202,9 +221,10 @@ def _check_roles(manifest: Manifest) -> None:
                 raise Mismatch(f"{what}, datatype", spec.datatype, "FP16, FP32 or FP64")
             if role in ("CERTAINTY", "ENERGY") and spec.datatype != "FP32":
                 raise Mismatch(f"{what}, datatype", spec.datatype, "FP32")
-    known = set(SpecMessage.Role.values()) - {SpecMessage.ROLE_UNSPECIFIED}
+    known = set(SpecMessage.Role.values()) - {SpecMessage.ROLE_UNSPECIFIED, SpecMessage.ABSTAINED}
+    read = {spec.name for spec in manifest.finish_inputs}
     for spec in manifest.outputs:
-        if spec.role not in known:
+        if spec.role not in known and not (spec.role == SpecMessage.ROLE_UNSPECIFIED and spec.name in read):
             raise Mismatch(f"{MANIFEST}: outputs {quote(spec.name)}, role", spec.role, "one of TensorSpec.Role")
 
 

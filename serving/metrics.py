@@ -11,6 +11,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from serving.bundle import Bundle
+from serving.diffusion.chain import DiffusionChain
+from serving.diffusion.series import NOISE_RANGES, DiffusionSeries
 from serving.engine import StepReport
 from serving.errors import (
     BackendFailed,
@@ -87,6 +89,17 @@ class Metrics:
         self.occupancy = histogram("ctm_occupancy_ratio", "Running thoughts over slots, at each tick.", _SHARES)
         self.running = gauge("ctm_thoughts_running", "Thoughts that hold a slot.")
         self.waiting = gauge("ctm_thoughts_waiting", "Thoughts that wait for a slot.")
+        self.finish = histogram(
+            "ctm_finish_seconds", "One reverse step of all rows whose thoughts ended.", _SHORT_SECONDS
+        )
+        self.reverse_steps = counter(
+            "ctm_reverse_steps_total", "Reverse steps, by the noise they began with; of diffusion alone.", "noise"
+        )
+        self.base_steps = counter(
+            "ctm_reverse_step_abstentions_total",
+            "Reverse steps without the guidance of their thought, which was not certain enough, by noise.",
+            "noise",
+        )
         self.rejections = counter(
             "ctm_rejections_total", f"Requests refused or failed, by reason: {', '.join(REASONS.values())}.", "reason"
         )
@@ -115,6 +128,8 @@ class Metrics:
         """Say that a model is served from now on; its other series begin at 0."""
         manifest = bundle.manifest
         series = self._model(bundle.name, bundle.version)
+        if bundle.diffusion is not None:
+            series.diffusion()
         series.child(self.info, manifest.family, manifest.task, backend, str(manifest.ticks)).set(1)
 
     def forget(self, model: str, version: int) -> None:
@@ -135,6 +150,7 @@ class _Model:
     def __init__(self, metrics: Metrics, *names: str) -> None:
         self._metrics, self._names = metrics, names
         self._chain_links: Histogram | None = None
+        self._diffusion: DiffusionSeries | None = None
         self._children: list[tuple[MetricWrapperBase, tuple[str, ...]]] = []
         self.ticks_used = {reason: self.child(metrics.ticks_used, reason.name) for reason in StopReason}
         self.thoughts = {reason: self.child(metrics.thoughts, reason.name) for reason in StopReason}
@@ -171,6 +187,8 @@ class _Model:
         if report.tick_seconds is not None:
             self.tick.observe(report.tick_seconds)
             self.occupancy.observe(report.num_ticked / num_slots)
+        if report.finish_seconds is not None:
+            self.diffusion().finish.observe(report.finish_seconds)
         for thought in report.admitted:
             self.queue.observe(thought.queue_seconds)
         for request in report.first_ticks:
@@ -183,6 +201,17 @@ class _Model:
                 self._count_links(progress.links)
         for error in report.failures:
             self.rejections[_reason(error)].inc()
+
+    def diffusion(self) -> "DiffusionSeries":
+        """The series that diffusion models alone have."""
+        if self._diffusion is None:
+            metrics = self._metrics
+            self._diffusion = DiffusionSeries(
+                self.child(metrics.finish),
+                [self.child(metrics.reverse_steps, noise) for noise in NOISE_RANGES],
+                [self.child(metrics.base_steps, noise) for noise in NOISE_RANGES],
+            )
+        return self._diffusion
 
     def _count_links(self, rows: list[int]) -> None:
         if self._chain_links is None:  # models without chains have no such series
@@ -206,6 +235,8 @@ class _Model:
             self.stop_certainty.observe(ended.certainty)
         if ended.abstained:
             self.abstentions.inc()
+        if isinstance(thought.request.chain, DiffusionChain):
+            self.diffusion().count(ended, thought.request.chain)
         if reason in _BY_ITSELF:
             self.ticks_saved.inc(thought.request.stop.max_ticks - ended.ticks_used)
 

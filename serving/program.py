@@ -28,6 +28,19 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Finish:
+    """What happens when a thought ends: the arguments and results of its graph, in order."""
+
+    arguments: tuple[TensorSpec, ...]
+    """What the thought began with, what the tick that answers gave, and whether the row abstained."""
+    results: tuple[TensorSpec, ...]
+    given: tuple[TensorSpec, ...]
+    """Of the arguments, those that are no input: whoever makes the links gives them along with the inputs."""
+    abstained: str
+    """The argument that says whether the row abstained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
     """The graphs' arguments and results, in order, and what the engine reads of them."""
 
@@ -43,6 +56,12 @@ class Program:
     details: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = field(default=())
     """All of a tick's results but the next state, in the graph's order."""
+    finish: Finish | None = None
+
+    @property
+    def beginning(self) -> tuple[TensorSpec, ...]:
+        """What a thought begins with: the inputs, and what `finish` needs to be given besides."""
+        return (*self.inputs, *self.finish.given) if self.finish else self.inputs
 
     @property
     def positions(self) -> int:

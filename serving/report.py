@@ -27,4 +27,5 @@ class StepReport:
     num_waiting: int = 0
     encode_seconds: float | None = None
     tick_seconds: float | None = None
+    finish_seconds: float | None = None
     now: float = 0.0

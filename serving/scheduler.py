@@ -26,7 +26,7 @@ _REASONS = {int(reason): reason for reason in StopReason}
 """By number; calling the enum takes five times as long."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ended:
     """How a thought ended. Its answer stands in `slot` of the backend until the next plan."""
 

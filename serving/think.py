@@ -14,13 +14,18 @@ from rich.console import Console
 
 from protos import ctm_bundle_pb2 as bundle_pb2
 from serving.client import AsyncClient, AsyncThinking, DeadlineExceeded, ThinkError, Unavailable
-from serving.terminal.arguments import Options, parse
+from serving.mismatch import quote
+from serving.terminal.arguments import Options, flag_of, parse
 from serving.terminal.board import Board, Thought
+from serving.terminal.drawing import ask_to_draw
+from serving.terminal.image_files import CannotWrite, check_writable, write
 from serving.terminal.images import Loaded, UnfitInput
 from serving.terminal.kinds import Kind, kind_of, shows_positions
 from serving.terminal.lines import show_lines
 from serving.terminal.live import show_live
 from serving.terminal.looking import ATTENTION
+from serving.terminal.sheet_lines import show_sheet_lines
+from serving.terminal.sheet_view import SheetView
 from serving.terminal.writing import Writing, show_json, show_writing
 
 
@@ -30,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_anything()
     try:
         asyncio.run(_run(options))
-    except UnfitInput as error:
+    except (UnfitInput, CannotWrite) as error:
         return _fail(str(error))
     except Unavailable as error:
         return _fail(f"no answer from {options.address}: {error}; is ctm-serve running there?")
@@ -49,25 +54,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _run(options: Options) -> None:
     async with AsyncClient(options.address) as client:
         manifest = await client.get_model(options.model, options.version)
-        if manifest.chain == "text":
-            return await _write(client, manifest, options)
-        if given := options.of_text():
-            flag = f"--{min(given).replace('_', '-')}"
-            raise UnfitInput(f"{manifest.name} is no model of text: {flag} means nothing to it")
-        kind = kind_of(manifest)
-        board, thinking = ask(client, kind, options)
-        async with thinking:
-            console = Console()
-            if options.json or not _can_draw(console):
-                await show_lines(board, thinking, in_json=options.json)
-            else:
-                await show_live(board, thinking, console, kind.draw, options.pace)
+        _refuse_meaningless(manifest, options)
+        match manifest.chain:
+            case "text":
+                await _write(client, manifest, options)
+            case "diffusion":
+                await _draw(client, manifest, options)
+            case _:
+                await _watch(client, manifest, options)
+
+
+def _refuse_meaningless(manifest: bundle_pb2.Manifest, options: Options) -> None:
+    """Refuse options that say nothing to a model of this kind, rather than leave them out."""
+    of_text, of_drawing = options.of_text(), options.of_drawing()
+    match manifest.chain:
+        case "text":
+            kind, others = "is a model of text", [*options.of_screen(), *map(flag_of, of_drawing.keys() - of_text)]
+        case "diffusion":
+            kind, others = "is a model that draws", [*options.of_screen(), *map(flag_of, of_text.keys() - of_drawing)]
+        case _:
+            kind = "is no model of text" if of_text else "is no model that draws"
+            others = [flag_of(option) for option in of_text or of_drawing]
+    if others:
+        raise UnfitInput(f"{manifest.name} {kind}: {min(others)} means nothing to it")
+
+
+async def _watch(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Options) -> None:
+    """Think about each input once."""
+    kind = kind_of(manifest)
+    board, thinking = ask(client, kind, options)
+    async with thinking:
+        console = Console()
+        if options.json or not _can_draw(console):
+            await show_lines(board, thinking, in_json=options.json)
+        else:
+            await show_live(board, thinking, console, kind.draw, options.pace)
 
 
 async def _write(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Options) -> None:
     """Let a model of text go on from each input."""
-    if given := options.of_screen():
-        raise UnfitInput(f"{manifest.name} is a model of text: {given[0]} means nothing to it")
     prompts = [_standard_input() if text == "-" else _argument(text) for text in options.inputs]
     generating = client.generate(
         manifest.name,
@@ -88,6 +113,24 @@ async def _write(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Op
         console = Console()
         name, max_ticks = f"{manifest.name}/{manifest.version}", options.max_ticks or manifest.ticks
         await show_writing(Writing(console, prompts, model=name, max_ticks=max_ticks), console, generating)
+
+
+async def _draw(client: AsyncClient, manifest: bundle_pb2.Manifest, options: Options) -> None:
+    """Let a model of diffusion draw the classes that are asked for."""
+    if options.inputs:
+        met = quote(options.inputs[0])
+        raise UnfitInput(f"{manifest.name} is a model that draws: it takes --class and no INPUT, got {met}")
+    if options.output is not None:
+        check_writable(options.output)
+    sheet, drawing = ask_to_draw(client, manifest, options)
+    async with drawing:
+        console = Console()
+        if options.json or not _can_draw(console):
+            await show_sheet_lines(sheet, drawing, in_json=options.json)
+        else:
+            await show_live(sheet, drawing, console, SheetView, options.pace)
+    if options.output is not None:
+        write(options.output, sheet)
 
 
 def _print_anything() -> None:

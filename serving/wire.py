@@ -16,6 +16,9 @@ import numpy as np
 from protos import ctm_serving_pb2 as pb
 from serving.bundle import Bundle
 from serving.chain import Chain
+from serving.diffusion.chain import DiffusionChain
+from serving.diffusion.labels import labels
+from serving.diffusion.options import diffusion_options
 from serving.errors import InvalidRequest, QueueFull, ServingError
 from serving.events import Answer, Event, Failure, Leading, Summary, Tick
 from serving.mismatch import Mismatch, listing, quote
@@ -71,7 +74,7 @@ def _parse(
         below = certainty("abstain_below", message.abstain_below)
     rule = answer_rule(message.answer_rule)
     stop, stream = _policies(message.stop.SerializeToString(), message.stream.SerializeToString(), bundle)
-    inputs, chain = _rows(message, bundle, stream, max_rows, max_links)  # last: it is what costs
+    inputs, chain = _rows(message, bundle, stream, below, max_rows, max_links)  # last: it is what costs
     return Request(
         request_id=message.request_id,
         inputs=inputs,
@@ -95,17 +98,28 @@ def _policies(stop: bytes, stream: bytes, bundle: Bundle) -> tuple[StopPolicy, S
 
 
 def _rows(
-    message: pb.ThinkRequest, bundle: Bundle, stream: StreamPolicy, max_rows: int, max_links: int
+    message: pb.ThinkRequest,
+    bundle: Bundle,
+    stream: StreamPolicy,
+    abstain_below: float,
+    max_rows: int,
+    max_links: int,
 ) -> tuple[dict[str, Array], Chain | None]:
     """The inputs of the first thoughts, and what makes those of the others."""
-    model = bundle.text
-    if model is None:
-        check_chain(message.chain, bundle)
-        return _inputs(message, bundle, max_rows), None
-    options = text_options(message.chain, max_links=max_links)
-    inputs = prompts(message.inputs, model, max_rows=max_rows)
-    seed = randbits(_SEED_BITS) if options.seed is None else options.seed
-    return inputs, TextChain(model, options, inputs, seed=seed, predictions=stream.predictions)
+    seed = message.chain.seed if message.chain.HasField("seed") else randbits(_SEED_BITS)
+    if bundle.text is not None:
+        text = text_options(message.chain, max_links=max_links)
+        inputs = prompts(message.inputs, bundle.text, max_rows=max_rows)
+        return inputs, TextChain(bundle.text, text, inputs, seed=seed, predictions=stream.predictions)
+    if bundle.diffusion is not None:
+        how = diffusion_options(message.chain, bundle.diffusion, max_links=max_links)
+        label_N = labels(message.inputs, bundle.diffusion, max_rows=max_rows)
+        chain = DiffusionChain(
+            bundle.diffusion, how, label_N, seed=seed, stride_above=abstain_below, predictions=stream.predictions
+        )
+        return chain.begin(), chain
+    check_chain(message.chain, bundle)
+    return _inputs(message, bundle, max_rows), None
 
 
 def _inputs(message: pb.ThinkRequest, bundle: Bundle, max_rows: int) -> dict[str, Array]:
@@ -173,6 +187,8 @@ def event_message(request_id: str, event: Event, bundle: Bundle) -> pb.ThinkEven
         message.summary.queue_seconds = event.queue_seconds
         message.summary.think_seconds = event.think_seconds
         message.summary.texts.extend(event.texts)
+        for name, values in event.outputs.items():
+            fill(message.summary.outputs.add(), name, values)
         if event.seed is not None:
             message.summary.seed = event.seed
         message.summary.model, message.summary.version = bundle.name, bundle.version

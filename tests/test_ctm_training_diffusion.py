@@ -12,7 +12,6 @@ from ctm.tasks import load_task
 from ctm.training.evaluate_diffusion import evaluate_diffusion
 from ctm.training.run import train
 from ctm.training.settings import ConfigError, from_table
-from export.errors import ExportError
 from export.source import from_checkpoint
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits-diffusion.toml"
@@ -63,9 +62,11 @@ def test_a_denoiser_alone_trains_too(tmp_path):
     assert model.thinker is None
 
 
-def test_exporting_it_says_that_it_cannot_be_done_yet(run):
-    with pytest.raises(ExportError, match="holds a diffusion model, which cannot be exported yet"):
-        from_checkpoint(run)
+def test_export_finds_the_classes_that_it_learned_to_draw(run):
+    source = from_checkpoint(run)
+    assert source.family == "diffusion"
+    assert (source.labels, source.classes) == ((), tuple("0123456789"))
+    assert [spec.name for spec in source.program.finish_outputs] == ["next_image", "estimate"]
 
 
 @pytest.mark.parametrize(

@@ -363,7 +363,7 @@ def graphs(
     ],
 )
 def test_graphs_that_fit(changes):
-    check_graphs(fake_bundle().program, *graphs(**changes))
+    check_graphs(fake_bundle().program, dict(zip(("encode", "tick"), graphs(**changes), strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -408,5 +408,5 @@ def test_graphs_that_fit(changes):
 )
 def test_graphs_that_do_not_fit(changes, said):
     with pytest.raises(Mismatch) as refused:
-        check_graphs(fake_bundle().program, *graphs(**changes))
+        check_graphs(fake_bundle().program, dict(zip(("encode", "tick"), graphs(**changes), strict=True)))
     assert said in str(refused.value)

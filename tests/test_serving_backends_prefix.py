@@ -81,7 +81,7 @@ def graphs(size: str = "size") -> dict[str, bytes]:
 def make(kind: str, *, max_admissions: int = 8) -> Backend:
     if kind == "onnx":
         return OnnxRuntimeBackend(PROGRAM, graphs(), 8, max_admissions, intra_op_threads=1)
-    backend = TorchBackend(PROGRAM, encode, tick, 8, max_admissions)
+    backend = TorchBackend(PROGRAM, {"encode": encode, "tick": tick}, 8, max_admissions)
     backend.check_graphs()
     return backend
 
@@ -121,7 +121,7 @@ def test_warm_up_runs_every_pair_of_rows_and_size():
         met.append(tuple(tokens.shape))
         return encode(tokens, length)
 
-    backend = TorchBackend(PROGRAM, watched, tick, 8, 4)
+    backend = TorchBackend(PROGRAM, {"encode": watched, "tick": tick}, 8, 4)
     backend.warm_up()
     assert met == [(rows, size) for rows in (2, 4) for size in (2, 4, 8)]
 
@@ -130,7 +130,7 @@ def test_a_program_without_buckets_has_nothing_to_cut():
     plain = replace(PROGRAM, inputs=(replace(PROGRAM.inputs[0], buckets=()), PROGRAM.inputs[1]))
     assert cuts(plain) == ()
     assert all_sizes(()) == [()]
-    backend = TorchBackend(plain, encode, tick, 8, 4)
+    backend = TorchBackend(plain, {"encode": encode, "tick": tick}, 8, 4)
     backend.admit([0, 1], prompts(1, 3))
     assert backend.tick(2).certainty.tolist() == pytest.approx([0.8, 0.8])
 
@@ -151,7 +151,8 @@ def test_a_graph_of_a_fixed_size_cannot_be_cut():
 
 
 def test_a_module_that_does_not_pad_what_was_cut_is_refused():
-    backend = TorchBackend(PROGRAM, lambda tokens, length: (tokens.float(), length.float()), tick, 8, 4)
+    graphs = {"encode": lambda tokens, length: (tokens.float(), length.float()), "tick": tick}
+    backend = TorchBackend(PROGRAM, graphs, 8, 4)
     with pytest.raises(
         Mismatch, match=r"graph encode, results of two rows cut to 2: got .*\[2, 2\].*expected .*\[2, 8\]"
     ):

@@ -43,3 +43,23 @@ def test_numbers_are_spread_over_zero_to_one():
     assert numbers.min() >= 0
     assert numbers.max() < 1
     assert np.histogram(numbers, bins=10, range=(0, 1))[0] == pytest.approx(250, abs=60)
+
+
+def test_normal_numbers_are_standard_and_as_few_as_asked_for():
+    drawn = Chance(7).normal(2, 3, 20_001)
+    assert (drawn.dtype, drawn.shape) == (np.float32, (20_001,))
+    assert (drawn.mean(), drawn.std()) == (pytest.approx(0, abs=0.02), pytest.approx(1, abs=0.02))
+    within = [np.mean(np.abs(drawn) < deviations) for deviations in (1, 2, 3)]
+    assert within == pytest.approx([0.6827, 0.9545, 0.9973], abs=0.01)
+
+
+def test_normal_numbers_are_these_wherever_they_are_drawn():
+    expected = [0.11655651777982712, -0.6835324168205261, 0.09819597750902176]
+    np.testing.assert_allclose(Chance(0).normal(0, 0, 3), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("other", [(8, 2, 3), (7, 1, 3), (7, 2, 4)], ids=["seed", "row", "link"])
+def test_normal_numbers_of_others_have_nothing_to_do_with_these(other):
+    seed, row, link = other
+    one, another = Chance(7).normal(2, 3, 4000), Chance(seed).normal(row, link, 4000)
+    assert abs(np.corrcoef(one, another)[0, 1]) < 0.06

@@ -3,13 +3,18 @@
 from dataclasses import replace
 from math import inf
 
+import numpy as np
 import pytest
 from fake_bundle import fake_bundle
 from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.openmetrics import exposition as openmetrics
 from scripted import ScriptedChain
+from scripted_diffusion import BUNDLE as DIFFUSION
 
 from serving import errors
+from serving.diffusion.chain import DiffusionChain
+from serving.diffusion.options import DiffusionOptions
+from serving.diffusion.series import NOISE_RANGES
 from serving.engine import StepReport
 from serving.metrics import REASONS, Metrics, metrics_table
 from serving.progress import Progress
@@ -19,7 +24,7 @@ from serving.waiting import Thought
 
 MODEL = {"model": "fake", "version": "1"}
 REQUEST = Request(request_id="", inputs={}, rows=1, stop=StopPolicy(max_ticks=20), abstain_below=0.5, arrival=100.0)
-PER_MODEL = 19
+PER_MODEL = 22
 
 
 class Observed:
@@ -229,6 +234,34 @@ def test_a_model_that_is_announced_shows_zeros_at_once():
     seen.metrics.model_info(fake_bundle(), "onnx")
     assert seen["ctm_ticks_saved_total"] == 0
     assert seen.get("ctm_thoughts_total", stop_reason="CERTAIN") == 0
+
+
+def test_reverse_steps_are_counted_by_the_noise_that_they_began_with():
+    seen = Observed()
+    seen.metrics.model_info(fake_bundle(), "onnx")
+    assert seen.get("ctm_reverse_steps_total", noise="0-20%") is None, "it draws no images"
+    how = DiffusionOptions(steps=4, eta=0.0)
+    labels = np.zeros(1, np.int64)
+    chain = DiffusionChain(DIFFUSION.diffusion, how, labels, seed=0, stride_above=0.0, predictions=False)
+    asked = replace(REQUEST, inputs=chain.begin(), chain=chain)
+    low = {"level": np.array([3])}
+    for link, inputs, reason, certainty in (
+        (0, None, StopReason.CERTAIN, 0.9),
+        (1, low, StopReason.TICK_BUDGET, 0.4),
+        (1, low, StopReason.DEADLINE, 0.6),
+        (1, low, StopReason.DIVERGED, 0.6),
+        (1, low, StopReason.CANCELLED, 0.6),
+    ):
+        link_thought = Thought(asked, 0, admitted=True, admission_time=101.0, link=link, link_inputs=inputs)
+        end = Ended(link_thought, reason, ticks_used=7, answer_tick=5, certainty=certainty)
+        seen.metrics.observe("fake", 1, StepReport(ended=[end], finish_seconds=0.25, now=103.0), 0, 0, 4)
+    steps = {noise: seen.get("ctm_reverse_steps_total", noise=noise) for noise in NOISE_RANGES}
+    base = {noise: seen.get("ctm_reverse_step_abstentions_total", noise=noise) for noise in NOISE_RANGES}
+    assert {noise: count for noise, count in steps.items() if count} == {"20-40%": 2, "80-100%": 1}
+    assert {noise: count for noise, count in base.items() if count} == {"20-40%": 1}
+    assert seen["ctm_finish_seconds_sum"] == 1.25
+    seen.metrics.forget("fake", 1)
+    assert seen.get("ctm_reverse_steps_total", noise="20-40%") is None
 
 
 def test_two_servers_of_one_process_do_not_share_numbers():

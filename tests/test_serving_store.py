@@ -311,7 +311,7 @@ DEEP = b'{"format_version": 1, "config": ' + b'{"a": ' * 3000 + b"1" + b"}" * 30
             id="a graph is missing",
         ),
         pytest.param(
-            spoil_manifest(chain="diffusion"), "chain: got 'diffusion', expected 'text', or none", id="a chain"
+            spoil_manifest(chain="music"), "chain: got 'music', expected text, diffusion, or none", id="a chain"
         ),
         pytest.param(
             spoil_manifest(chain="text"), "chain and text: got chain 'text' and no text", id="a chain of nothing"
@@ -323,7 +323,7 @@ DEEP = b'{"format_version": 1, "config": ' + b'{"a": ' * 3000 + b"1" + b"}" * 30
         ),
         pytest.param(
             spoil_manifest(finish_outputs=DOCUMENT["state"]),
-            "finish_outputs: got a program with a finish, expected none",
+            "finish_inputs and finish_outputs: got 0 and 2 tensors, expected both, or neither",
             id="finish",
         ),
     ],

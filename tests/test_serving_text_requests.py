@@ -243,7 +243,6 @@ def test_no_bytes_make_it_fail_otherwise(data, rows):
         pytest.param(chain(stop=pb.Value(text="\n")), TextOptions(stops=("\n",)), id="a stop text"),
         pytest.param(chain(stop=stops("a", "b")), TextOptions(stops=("a", "b")), id="stop texts"),
         pytest.param(chain(stop=stops()), TextOptions(), id="no stop texts"),
-        pytest.param({"chain": pb.ChainPolicy(seed=2**64 - 1)}, TextOptions(seed=2**64 - 1), id="a seed"),
     ],
 )
 def test_what_a_caller_asks_of_the_chain(fields, expected):

@@ -88,7 +88,7 @@ class Denoiser(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, condition, thought)
         shift, scale = self.last(condition).unsqueeze(1).chunk(2, dim=-1)
-        return join(self.pixels(_modulate(self.norm(tokens), shift, scale)), self.config.side)
+        return join(self.pixels(_modulate(self.norm(tokens), shift, scale)), self.config.side, self.config.patch)
 
 
 class _Thought(NamedTuple):

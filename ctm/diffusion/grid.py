@@ -9,8 +9,7 @@ def cut(image_NSS: Tensor, patch: int) -> Tensor:
     return image_NSS.view(-1, across, patch, across, patch).transpose(2, 3).reshape(-1, across**2, patch**2)
 
 
-def join(patches: Tensor, side: int) -> Tensor:
+def join(patches: Tensor, side: int, patch: int) -> Tensor:
     """The inverse of `cut`."""
-    patch = round(patches.shape[-1] ** 0.5)
     across = side // patch
     return patches.view(-1, across, across, patch, patch).transpose(2, 3).reshape(-1, side, side)

@@ -74,7 +74,9 @@ def specify_finish(model: EnhancedCTMDiffusion) -> Finish:
             ),
             TensorSpec(name="eta", shape=(), description="0 deterministic, 1 ancestral", minimum=0, maximum=1),
             TensorSpec(name="noise", shape=image, description="standard normal, of this step"),
-            TensorSpec(name="abstained", shape=(), datatype="BOOL", description="takes the base path"),
+            TensorSpec(
+                name="abstained", shape=(), datatype="BOOL", role="abstained", description="takes the base path"
+            ),
             *of_tick,
         ),
         results=(

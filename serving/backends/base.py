@@ -4,6 +4,7 @@
     tick(n)               one tick of the dense first n slots
     keep(where)           this tick's prediction is the answer so far
     answers(slots)        the predictions kept
+    finish(slots)         what happens when thoughts end, where the program has such a thing
     move(source, target)  close a gap
 
 The engine sees rows and numbers; names, tensors and devices stay here.
@@ -53,7 +54,7 @@ def buckets(limit: int) -> list[int]:
 
 
 class Backend(ABC):
-    """Slots kept in host memory; a runtime fills in `_encode` and `_tick`.
+    """Slots kept in host memory; a runtime fills in `_encode` and `_tick`, and `_finish` for programs that have one.
 
     State is double-buffered: a tick reads one copy and writes the other, so that no graph writes what it reads, and the
     prediction of the tick before is at hand for a thought that diverges.
@@ -69,7 +70,21 @@ class Backend(ABC):
         self._context = {spec.name: _zeros(spec, rows) for spec in program.context}
         self._state = [{spec.name: _zeros(spec, rows) for spec in program.state} for _ in range(2)]
         self._outputs = [{spec.name: _zeros(spec, rows) for spec in program.outputs} for _ in range(2)]
-        self._kept = _zeros(program.prediction, rows)
+        self._finish_arguments: dict[str, Array] = {}
+        self._finished: dict[str, Array] = {}
+        if program.finish is not None:
+            self._finish_arguments = {spec.name: _zeros(spec, rows) for spec in program.finish.arguments}
+            self._finished = {spec.name: _zeros(spec, rows) for spec in program.finish.results}
+        # Of the tick that answers so far: its prediction, and whatever else `finish` reads.
+        self._kept = {
+            spec.name: _zeros(spec, rows)
+            for spec in program.outputs
+            if spec.name == program.prediction.name or spec.name in self._finish_arguments
+        }
+        # Of what each thought began with: what `finish` reads.
+        self._began = {
+            spec.name: _zeros(spec, rows) for spec in program.beginning if spec.name in self._finish_arguments
+        }
         self._cuts = cuts(program)
         self._arguments: dict[tuple[int, Sizes], dict[str, Array]] = {}
         self._side = 0  # the copy that the next tick reads; its results land in the other
@@ -85,8 +100,14 @@ class Backend(ABC):
     def _tick(self, rows: int, side: int, details: bool) -> None:
         """Fill the first `rows` of `_state[1 - side]` and `_outputs[1 - side]` from `_context` and `_state[side]`."""
 
+    def _finish(self, rows: int) -> None:
+        """Fill the first `rows` of `_finished` from `_finish_arguments`."""
+        raise AssertionError(f"{type(self).__name__} runs no finish, {rows} rows of which are asked for")
+
     def admit(self, slots: Sequence[int], inputs: Mapping[str, Array]) -> None:
-        """Encode k rows, [k, ...] for each input, and let them begin in `slots`."""
+        """Encode k rows, [k, ...] for each tensor of the program's beginning, and let them begin in `slots`."""
+        for name, values in self._began.items():
+            values[np.asarray(slots)] = inputs[name]
         if not self._cuts:
             self._begin(np.asarray(slots), inputs, ())
             return
@@ -137,27 +158,43 @@ class Backend(ABC):
 
     def keep(self, where_n: NDArray[np.bool_]) -> None:
         """Make the last tick's prediction the answer so far, in some of the slots that ticked."""
-        n = len(where_n)
-        prediction = self._outputs[self._side][self.program.prediction.name][:n]
-        where = where_n.reshape(n, *(1,) * (prediction.ndim - 1))
-        np.copyto(self._kept[:n], prediction, where=where)
+        n, outputs = len(where_n), self._outputs[self._side]
+        for name, kept in self._kept.items():
+            np.copyto(kept[:n], outputs[name][:n], where=where_n.reshape(n, *(1,) * (kept.ndim - 1)))
 
     def keep_previous(self, slots: NDArray[np.intp]) -> None:
         """Make the prediction of the tick before the last one the answer."""
-        self._kept[slots] = self._outputs[1 - self._side][self.program.prediction.name][slots]
+        for name, kept in self._kept.items():
+            kept[slots] = self._outputs[1 - self._side][name][slots]
 
     def answers(self, slots: Sequence[int]) -> Array:
         """The predictions kept, [len(slots), ...], as a copy."""
-        kept: Array = self._kept[np.asarray(slots, np.intp)]
+        kept: Array = self._kept[self.program.prediction.name][np.asarray(slots, np.intp)]
         return kept
+
+    def finish(self, slots: Sequence[int], abstained: Sequence[bool]) -> Mapping[str, Array]:
+        """Run the program's finish for k thoughts that have just ended, on what they began with and what was kept.
+
+        Returns:
+            Copies, [k, ...] for each result.
+        """
+        finish = self.program.finish
+        assert finish is not None, "the program has no finish"
+        count, slots_k = len(slots), np.asarray(slots, np.intp)
+        found = {**self._began, **self._kept}
+        for name, argument in self._finish_arguments.items():
+            argument[:count] = abstained if name == finish.abstained else found[name][slots_k]
+            argument[count:] = 0
+        self._finish(self.tick_buckets[bisect_left(self.tick_buckets, count)])
+        return {name: values[:count].copy() for name, values in self._finished.items()}
 
     def move(self, source: int, target: int) -> None:
         """Carry a thought from one slot to another, with everything that is its own."""
-        for tensors in (self._context, self._state[self._side], {"kept": self._kept}):
+        for tensors in (self._context, self._state[self._side], self._kept, self._began):
             for values in tensors.values():
                 values[target] = values[source]
-        prediction = self.program.prediction.name
-        self._outputs[self._side][prediction][target] = self._outputs[self._side][prediction][source]
+        for name in self._kept:
+            self._outputs[self._side][name][target] = self._outputs[self._side][name][source]
 
     def warm_up(self) -> None:
         """Run every graph at every row count and size it will see, so that no caller waits for a first run."""
@@ -166,6 +203,8 @@ class Backend(ABC):
         for rows in self.tick_buckets:
             for side in (0, 1):
                 self._tick(rows, side, False)
+            if self.program.finish is not None:
+                self._finish(rows)
         for state in self._state:
             for name, values in state.items():
                 values[:] = self.program.start[name]

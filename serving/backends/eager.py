@@ -8,6 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from ctm.config import CTMConfig
+from ctm.diffusion.config import DiffusionConfig
+from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.language.config import LanguageConfig
 from ctm.language.model import LanguageCTM
 from ctm.model import CTM
@@ -19,8 +21,8 @@ from serving.mismatch import Mismatch, listing, quote
 WEIGHTS = "weights.safetensors"
 
 
-def load_eager(bundle: Bundle) -> tuple[Graph, Graph]:
-    """`encode` and `tick` of the model that the manifest's configuration and the bundle's weights make.
+def load_eager(bundle: Bundle) -> dict[str, Graph]:
+    """The functions, by name, of the model that the manifest's configuration and the bundle's weights make.
 
     Raises:
         Mismatch: a family that is not ours, no weights, or weights of another configuration.
@@ -41,15 +43,23 @@ def load_eager(bundle: Bundle) -> tuple[Graph, Graph]:
     except (RuntimeError, SafetensorError) as error:
         raise Mismatch(WEIGHTS, quote(str(error), 300), "the weights of the manifest's configuration") from error
     form = servable(model.eval())
-    return form.encode(), form.tick(bundle.tick_cap)
+    graphs: dict[str, Graph] = {"encode": form.encode(), "tick": form.tick(bundle.tick_cap)}
+    if (finish := form.finish()) is not None:
+        graphs["finish"] = finish
+    return graphs
 
 
 def _build_language(config: dict[str, Any]) -> LanguageCTM:
     return LanguageCTM(CTMConfig.from_dict(config["model"]), LanguageConfig.from_dict(config["language"]))
 
 
+def _build_diffusion(config: dict[str, Any]) -> EnhancedCTMDiffusion:
+    return EnhancedCTMDiffusion(CTMConfig.from_dict(config["model"]), DiffusionConfig.from_dict(config["diffusion"]))
+
+
 _FAMILIES: dict[str, Callable[[dict[str, Any]], Model]] = {
     "ctm": lambda config: CTM(CTMConfig.from_dict(config)),
+    "diffusion": _build_diffusion,
     "language": _build_language,
 }
 

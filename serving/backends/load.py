@@ -63,8 +63,8 @@ def _load_torchscript(bundle: Bundle, config: BackendConfig, engine: EngineConfi
     from serving.backends.torch_programs import TorchBackend, load_torchscript
 
     assert config.allow_torchscript, "the configuration refuses TorchScript unless it is allowed"
-    encode, tick = load_torchscript(_graphs(bundle, "torchscript"))
-    backend = TorchBackend(bundle.program, encode, tick, engine.num_slots, engine.encode_rows_per_step)
+    graphs = load_torchscript(_graphs(bundle, "torchscript"))
+    backend = TorchBackend(bundle.program, graphs, engine.num_slots, engine.encode_rows_per_step)
     backend.check_graphs()
     return backend
 
@@ -73,8 +73,7 @@ def _load_eager(bundle: Bundle, _: BackendConfig, engine: EngineConfig) -> Backe
     from serving.backends.eager import load_eager
     from serving.backends.torch_programs import TorchBackend
 
-    encode, tick = load_eager(bundle)
-    backend = TorchBackend(bundle.program, encode, tick, engine.num_slots, engine.encode_rows_per_step)
+    backend = TorchBackend(bundle.program, load_eager(bundle), engine.num_slots, engine.encode_rows_per_step)
     backend.check_graphs()
     return backend
 

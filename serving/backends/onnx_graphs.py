@@ -1,6 +1,6 @@
 """Whether a bundle's ONNX graphs are the program that its manifest describes: names, datatypes, shapes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from serving.mismatch import Mismatch, listing
@@ -23,17 +23,22 @@ class Session(Protocol):
     def get_outputs(self) -> Sequence[Argument]: ...
 
 
-def check_graphs(program: Program, encode: Session, tick: Session) -> None:
-    """Compare both graphs with the program.
+def check_graphs(program: Program, sessions: Mapping[str, Session]) -> None:
+    """Compare every graph with the program.
 
     Raises:
         Mismatch: they are not the same.
     """
     next_state = [TensorSpec(f"next_{spec.name}", spec.dtype, spec.shape) for spec in program.state]
-    _check_arguments("encode", encode.get_inputs(), program.inputs)
-    _check_results("encode", encode.get_outputs(), program.context)
-    _check_arguments("tick", tick.get_inputs(), (*program.context, *program.state))
-    _check_results("tick", tick.get_outputs(), (*next_state, *program.outputs))
+    described: dict[str, tuple[Sequence[TensorSpec], Sequence[TensorSpec]]] = {
+        "encode": (program.inputs, program.context),
+        "tick": ((*program.context, *program.state), (*next_state, *program.outputs)),
+    }
+    if program.finish is not None:
+        described["finish"] = program.finish.arguments, program.finish.results
+    for name, (arguments, results) in described.items():
+        _check_arguments(name, sessions[name].get_inputs(), arguments)
+        _check_results(name, sessions[name].get_outputs(), results)
 
 
 def _check_arguments(graph: str, found: Iterable[Argument], specs: Sequence[TensorSpec]) -> None:

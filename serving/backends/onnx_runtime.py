@@ -19,7 +19,8 @@ class OnnxRuntimeBackend(Backend):
     On another provider than the CPU the same bindings hold, and the runtime carries the state to it and back each tick.
 
     Args:
-        graphs: the `encode` and `tick` graphs, serialised; with their weights inside, since no file is opened.
+        graphs: `encode`, `tick` and, where the program has one, `finish`, serialised; with their weights inside, since
+            no file is opened.
         providers: execution providers in order of preference, by ONNX Runtime's names.
         intra_op_threads: threads inside one graph; 0 leaves it to the runtime.
         spin: whether idle threads burn cycles while they wait for work. Faster where cores are plenty; on few cores
@@ -58,13 +59,14 @@ class OnnxRuntimeBackend(Backend):
         }
         for session in sessions.values():
             session._model_bytes = b""  # it would keep them for good, to start anew on other providers
-        self._encoder, self._ticker = sessions["encode"], sessions["tick"]
+        self._encoder, self._ticker, self._finisher = sessions["encode"], sessions["tick"], sessions.get("finish")
         if (first := providers[0]) not in (running := self._ticker.get_providers()):
             # The runtime falls back without a word when a provider's own libraries are missing.
             raise InstallationLacks(f"ONNX Runtime cannot start {first}; what starts is {', '.join(running)}")
-        check_graphs(program, self._encoder, self._ticker)
+        check_graphs(program, sessions)
         self._encode_bindings: dict[tuple[int, Sizes], ort.IOBinding] = {}
         self._bindings: dict[tuple[int, int, bool], ort.IOBinding] = {}
+        self._finish_bindings: dict[int, ort.IOBinding] = {}
 
     def _encode(self, rows: int, sizes: Sizes) -> None:
         binding = self._encode_bindings.get((rows, sizes))
@@ -77,12 +79,19 @@ class OnnxRuntimeBackend(Backend):
         key = (rows, side, details)
         binding = self._bindings.get(key)
         if binding is None:
-            unasked = () if details else {spec.name for spec in self.program.details}
+            unasked = () if details else {spec.name for spec in self.program.details} - self._kept.keys()
             results = {f"next_{name}": values for name, values in self._state[1 - side].items()}
             results |= {name: values for name, values in self._outputs[1 - side].items() if name not in unasked}
             arguments = self._context | self._state[side]
             binding = self._bindings[key] = _bind(self._ticker, rows, arguments, results)
         self._ticker.run_with_iobinding(binding)
+
+    def _finish(self, rows: int) -> None:
+        assert self._finisher is not None, "a program with a finish comes with its graph"
+        if (binding := self._finish_bindings.get(rows)) is None:
+            binding = _bind(self._finisher, rows, self._finish_arguments, self._finished)
+            self._finish_bindings[rows] = binding
+        self._finisher.run_with_iobinding(binding)
 
 
 def _bind(

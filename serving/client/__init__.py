@@ -4,6 +4,9 @@ with Client() as client, client.think("mnist", {"image": images}, top_k=3) as th
     for event in thinking:
         ...
 
+with Client() as client:
+    images = client.sample("digits-diffusion", [7, 7, 7, 7], seed=1).result().images
+
 with Client() as client, client.generate("kjv", "In the beginning", max_links=40) as generating:
     for event in generating:
         ...
@@ -22,7 +25,7 @@ from serving.client.errors import (
     UnknownModel,
 )
 from serving.client.events import Answer, ClassScore, Event, ModelInfo, Result, Summary, Tick
-from serving.client.message import AnswerOptions, GenerateOptions, ThinkOptions
+from serving.client.message import AnswerOptions, GenerateOptions, SampleOptions, ThinkOptions
 from serving.client.session import Session
 from serving.client.sync import Client, Thinking
 from serving.request import AnswerRule, ChainEnd, StopReason
@@ -45,6 +48,7 @@ __all__ = [
     "ModelInfo",
     "QueueFull",
     "Result",
+    "SampleOptions",
     "Session",
     "StopReason",
     "Summary",

@@ -20,10 +20,12 @@ from serving.client.events import ModelInfo, Result, model_info
 from serving.client.message import (
     AnswerOptions,
     GenerateOptions,
+    SampleOptions,
     ThinkOptions,
     answer_options,
     generate_message,
     request_message,
+    sample_message,
 )
 from serving.client.session import Session
 
@@ -76,6 +78,14 @@ class AsyncClient:
             ValueError, TypeError: as `think`.
         """
         return self._begin(generate_message(model, prompt, **options), options.get("timeout"))
+
+    def sample(self, model: str, label: ArrayLike, **options: Unpack[SampleOptions]) -> AsyncThinking:
+        """Begin to draw an image of a class, by number or name, or one of each of several: an answer for each step.
+
+        Raises:
+            ValueError, TypeError: as `think`.
+        """
+        return self._begin(sample_message(model, label, **options), options.get("timeout"))
 
     async def answer(self, model: str, inputs: Mapping[str, ArrayLike], **options: Unpack[AnswerOptions]) -> Result:
         """Think, and see the answers only; the best class is named unless `top_k` says otherwise.

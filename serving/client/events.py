@@ -57,6 +57,8 @@ class Answer:
     top: tuple[ClassScore, ...] = ()
     energy: float | None = None
     outputs: Mapping[str, Array] = field(default_factory=dict)
+    """Of text chains: token. Of diffusion: level, that of the image now, -1 without noise; and where they were asked
+    for image, as the step left it, and estimate, what the step took for the clean one, [height, width] each."""
     text: str = ""
     """Of text chains: what became readable with this link; half characters and half stop texts wait for a later one."""
     chain_end: ChainEnd = ChainEnd.GOES_ON
@@ -92,6 +94,8 @@ class Summary:
     """Of chains: what their randomness was drawn from."""
     texts: tuple[str, ...] = ()
     """Of text chains, one for each row: all that was generated, without the stop text."""
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+    """Of diffusion: image and estimate, [rows, height, width], what each row came to."""
 
 
 Event = Tick | Answer | Summary
@@ -116,6 +120,15 @@ class Result:
         """
         (text,) = self.summary.texts
         return text
+
+    @property
+    def images(self) -> Array:
+        """Of diffusion: what was drawn, [rows, height, width]; noisy still where a row ended early.
+
+        Raises:
+            KeyError: the model draws no images.
+        """
+        return self.summary.outputs["image"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,6 +231,7 @@ def _summary(message: pb.Summary) -> Summary:
         version=message.version,
         seed=message.seed if message.HasField("seed") else None,
         texts=tuple(message.texts),
+        outputs={tensor.name: array(tensor) for tensor in message.outputs},
     )
 
 

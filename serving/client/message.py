@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from protos import ctm_serving_pb2 as pb
-from serving.mismatch import Mismatch, listing
+from serving.mismatch import Mismatch, listing, quote
 from serving.request import AnswerRule, StopReason
 from serving.tensors import tensor_message, text_message
 
@@ -85,6 +85,27 @@ class GenerateOptions(_CommonOptions, total=False):
     """Send the whole prediction with each tick and each token."""
     leading: int
     """Name this many of the best tokens, at most 256, with each tick and each token; 0 for none, the default."""
+
+
+class SampleOptions(_CommonOptions, total=False):
+    """How to draw an image, reverse step after reverse step."""
+
+    steps: int | None
+    """Reverse steps, at most as many as the model knows levels of noise."""
+    eta: float | None
+    """How much noise each step adds, in [0, 1]: 0 none, 1 as much as it can."""
+    seed: int | None
+    """The same one draws the same images again; None: the server's to draw, and told in the summary."""
+    stride: int | None
+    """Steps that an image may take at once when its thought is certain; 1, the default: each by itself."""
+    images_every: int
+    """Send the image at every n-th step and at the last; 0: at the last alone; 1, the default: at each."""
+    every: int | None
+    """Send every n-th tick of each thought; 0: answers only, the default; None: each."""
+    predictions: bool
+    """Send the whole prediction with each tick and each answer."""
+    details: str | Iterable[str]
+    """Names of the model's details (see its manifest) to send with each tick."""
 
 
 def answer_options(options: AnswerOptions) -> ThinkOptions:
@@ -181,6 +202,48 @@ def generate_message(
         predictions=predictions,
         top_k=leading,
         chain=pb.ChainPolicy(max_links=max_links, seed=seed, options=given),
+        **common,
+    )
+
+
+def sample_message(
+    model: str,
+    label: ArrayLike,
+    *,
+    steps: int | None = None,
+    eta: float | None = None,
+    seed: int | None = None,
+    stride: int | None = None,
+    images_every: int = 1,
+    every: int | None = 0,
+    predictions: bool = False,
+    details: str | Iterable[str] = (),
+    **common: Unpack[_CommonOptions],
+) -> pb.ThinkRequest:
+    """A request for images, one of each class in `label`: a number or a name, or several of either.
+
+    Raises:
+        ValueError, TypeError: as `request_message`, and where there is no class.
+    """
+    classes = np.atleast_1d(np.asarray(label))
+    if classes.dtype.kind not in "iuU" or classes.size == 0:
+        raise ValueError(f"label: got {quote(label)}, expected numbers or names of classes, at least one")
+    if seed is not None and not 0 <= seed < 2**64:
+        raise Mismatch("seed", seed, "0 to 2^64 - 1")
+    options = {
+        "steps": None if steps is None else pb.Value(integer=steps),
+        "eta": None if eta is None else pb.Value(number=eta),
+        "stride": None if stride is None else pb.Value(integer=stride),
+        "every": pb.Value(integer=images_every),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    return request_message(
+        model,
+        {"label": classes if classes.dtype.kind == "U" else classes.astype(np.int64)},
+        every=every,
+        predictions=predictions,
+        details=details,
+        chain=pb.ChainPolicy(seed=seed, options=given),
         **common,
     )
 

@@ -20,10 +20,12 @@ from serving.client.events import Event, Result, Summary, events_of
 from serving.client.message import (
     AnswerOptions,
     GenerateOptions,
+    SampleOptions,
     ThinkOptions,
     answer_options,
     generate_message,
     request_message,
+    sample_message,
 )
 
 
@@ -83,6 +85,15 @@ class Session:
         """
         options["request_id"] = options.get("request_id") or uuid4().hex
         return await self._begin(generate_message(model, prompt, **options))
+
+    async def sample(self, model: str, label: ArrayLike, **options: Unpack[SampleOptions]) -> AsyncThinking:
+        """Begin to draw an image of a class, by number or name, or one of each of several: an answer for each step.
+
+        Raises:
+            ThinkError, RuntimeError, ValueError: as `think`.
+        """
+        options["request_id"] = options.get("request_id") or uuid4().hex
+        return await self._begin(sample_message(model, label, **options))
 
     async def answer(self, model: str, inputs: Mapping[str, ArrayLike], **options: Unpack[AnswerOptions]) -> Result:
         """As `AsyncClient.answer`, over this call."""

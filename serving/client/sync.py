@@ -20,10 +20,12 @@ from serving.client.message import (
     LAST_WORD_SECONDS,
     AnswerOptions,
     GenerateOptions,
+    SampleOptions,
     ThinkOptions,
     answer_options,
     generate_message,
     request_message,
+    sample_message,
 )
 
 
@@ -87,6 +89,14 @@ class Client:
             ValueError, TypeError: as `think`.
         """
         return self._begin(generate_message(model, prompt, **options), options.get("timeout"))
+
+    def sample(self, model: str, label: ArrayLike, **options: Unpack[SampleOptions]) -> "Thinking":
+        """Begin to draw an image of a class, by number or name, or one of each of several: an answer for each step.
+
+        Raises:
+            ValueError, TypeError: as `think`.
+        """
+        return self._begin(sample_message(model, label, **options), options.get("timeout"))
 
     def answer(self, model: str, inputs: Mapping[str, ArrayLike], **options: Unpack[AnswerOptions]) -> Result:
         """Think, and see the answers only; the best class is named unless `top_k` says otherwise.

@@ -3,18 +3,21 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 from serving.client.channel import DEFAULT_ADDRESS
+from serving.terminal.values import address, image_file, real, unescaped, utf8, whole
 
 _MODEL = "mnist"
 _PACE = 0.06
 _DAY = 86400.0
 _OF_TEXT = ("max_links", "temperature", "top_k", "top_p", "stop", "seed")
+_OF_DRAWING = ("classes", "rows", "steps", "eta", "stride", "seed", "images_every", "output")
+_FLAGS = {"classes": "--class"}  # of options that are not called by their names
 _SIGNS = re.compile(r"-[+-]*\+[+-]*|-{3,}")
-_Number = TypeVar("_Number", int, float)
 _GUARD = "\0"  # which no argument can hold: a program's arguments end with it
 _EPILOGUE = """\
 examples:
@@ -24,6 +27,7 @@ examples:
   ctm-think --model maze --attention examples/mazes/*.png
   ctm-think --model parity +--+-++-++----+-
   ctm-think --model kjv --max-links 60 "In the beginning"
+  ctm-think --model digits-diffusion --class 7 --rows 4 --output sevens.gif
 
 Pictures of any size and kind become grey or RGB, as the model takes them, and
 are made to fit. Models of handwriting know light ink on a dark ground: a grey
@@ -37,6 +41,9 @@ Signs are typed, as in +--+, one for each position that the model answers at.
 
 Models of text take texts in their place, and write on: each token is a thought,
 shaded by the ticks that it took.
+
+Models that draw take no input but classes, and make pictures out of noise: each
+reverse step of each picture is a thought.
 
 exit status: 0 answered (abstained too), 1 not answered, 2 bad usage,
 130 interrupted
@@ -68,16 +75,29 @@ class Options:
     top_p: float | None = None
     stop: Sequence[str] | None = None
     seed: int | None = None
+    classes: Sequence[str] | None = None
+    rows: int | None = None
+    steps: int | None = None
+    eta: float | None = None
+    stride: int | None = None
+    images_every: int | None = None
+    output: Path | None = None
 
     def of_screen(self) -> list[str]:
-        """The flags given that mean something to models of no text alone."""
+        """The flags given that mean something to models without a chain alone."""
         given = {"--attention": self.attention, "--invert": self.invert, "--no-invert": self.invert is False}
         return [flag for flag, value in given.items() if value]
 
     def of_text(self) -> dict[str, Any]:
-        """The options given that mean something to models of text alone, by name."""
-        named = {name: getattr(self, name) for name in _OF_TEXT}
-        return {name: value for name, value in named.items() if value is not None}
+        """The options given that mean something to models of text, by name."""
+        return self._given(_OF_TEXT)
+
+    def of_drawing(self) -> dict[str, Any]:
+        """The options given that mean something to models that draw, by name."""
+        return self._given(_OF_DRAWING)
+
+    def _given(self, names: Sequence[str]) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -86,7 +106,14 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     options = Options(**vars(asked.parse_args(arguments)))
     if (times := list(options.inputs).count("-")) > 1:
         asked.error(f"argument INPUT: got - {times} times, expected once: standard input is read to its end")
+    if not options.inputs and not options.classes:
+        asked.error("the following arguments are required: INPUT, or --class of a model that draws")
     return options
+
+
+def flag_of(option: str) -> str:
+    """How an option is written on the command line."""
+    return _FLAGS.get(option, f"--{option.replace('_', '-')}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,57 +126,84 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "inputs",
         metavar="INPUT",
-        nargs="+",
+        nargs="*",
         type=_unguarded,
         help="a picture, a .npy array, a text, signs, or - for standard input",
     )
     _add_where(parser.add_argument_group("where"))
     _add_when(parser.add_argument_group("when to stop (default: as the model's makers chose)"))
     _add_text(parser.add_argument_group("models of text"))
+    _add_drawing(parser.add_argument_group("models that draw"))
     _add_show(parser.add_argument_group("what to show"))
     return parser
 
 
 def _add_where(where: argparse._ArgumentGroup) -> None:
-    where.add_argument("--model", type=_text, default=_MODEL, metavar="NAME", help="default: %(default)s")
-    where.add_argument("--version", type=_whole(0), default=0, metavar="N", help="default: the newest served")
+    where.add_argument("--model", type=utf8, default=_MODEL, metavar="NAME", help="default: %(default)s")
+    where.add_argument("--version", type=whole(0), default=0, metavar="N", help="default: the newest served")
     where.add_argument(
-        "--address", type=_address, default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default: %(default)s"
+        "--address", type=address, default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default: %(default)s"
     )
     where.add_argument(
-        "--timeout", type=_real(0.001, _DAY), metavar="SECONDS", help="then the best answer so far; default: none"
+        "--timeout", type=real(0.001, _DAY), metavar="SECONDS", help="then the best answer so far; default: none"
     )
 
 
 def _add_when(when: argparse._ArgumentGroup) -> None:
-    when.add_argument("--threshold", type=_real(0, 1), metavar="C", help="stop at this certainty, 0 to 1")
-    when.add_argument("--min-ticks", type=_whole(0), metavar="N", help="but not before this tick")
-    when.add_argument("--max-ticks", type=_whole(1), metavar="N", help="stop after this tick, certain or not")
-    when.add_argument("--patience", type=_whole(1), metavar="N", help="its best class unchanged over so many ticks")
     when.add_argument(
-        "--abstain-below", type=_real(0, 1), metavar="C", help="abstain when less certain than this, 0 to 1"
+        "--threshold", "--certainty-threshold", type=real(0, 1), metavar="C", help="stop at this certainty, 0 to 1"
+    )
+    when.add_argument("--min-ticks", type=whole(0), metavar="N", help="but not before this tick")
+    when.add_argument("--max-ticks", type=whole(1), metavar="N", help="stop after this tick, certain or not")
+    when.add_argument("--patience", type=whole(1), metavar="N", help="its best class unchanged over so many ticks")
+    when.add_argument(
+        "--abstain-below", type=real(0, 1), metavar="C", help="abstain when less certain than this, 0 to 1"
     )
 
 
 def _add_text(text: argparse._ArgumentGroup) -> None:
-    text.add_argument("--max-links", type=_whole(1), metavar="N", help="write so many tokens at most; default: 64")
-    text.add_argument("--temperature", type=_real(0, 1000), metavar="T", help="0 the best token always; default: 1")
-    text.add_argument("--top-k", type=_whole(0), metavar="K", help="draw from the K best tokens only")
-    text.add_argument("--top-p", type=_real(0, 1), metavar="P", help="from those that have this share together")
+    text.add_argument("--max-links", type=whole(1), metavar="N", help="write so many tokens at most; default: 64")
+    text.add_argument("--temperature", type=real(0, 1000), metavar="T", help="0 the best token always; default: 1")
+    text.add_argument("--top-k", type=whole(0), metavar="K", help="draw from the K best tokens only")
+    text.add_argument("--top-p", type=real(0, 1), metavar="P", help="from those that have this share together")
     text.add_argument(
-        "--stop", type=_unescaped, action="append", metavar="TEXT", help="end before it; \\n is a line end"
+        "--stop", type=unescaped, action="append", metavar="TEXT", help="end before it; \\n is a line end"
     )
-    text.add_argument("--seed", type=_whole(0, 2**64), metavar="N", help="write the same text again")
+    text.add_argument("--seed", type=whole(0, 2**64), metavar="N", help="write, or draw, the same again")
+
+
+def _add_drawing(drawing: argparse._ArgumentGroup) -> None:
+    drawing.add_argument(
+        "--class",
+        dest="classes",
+        type=utf8,
+        action="append",
+        metavar="NAME",
+        help="draw this class, by name or number; of several, each row the next",
+    )
+    drawing.add_argument("--rows", type=whole(1, 2**16), metavar="N", help="pictures; default: one of each --class")
+    drawing.add_argument("--steps", type=whole(1), metavar="N", help="reverse steps from noise to picture")
+    drawing.add_argument("--eta", type=real(0, 1), metavar="E", help="fresh noise at each step: 0 none, 1 all")
+    drawing.add_argument("--stride", type=whole(1), metavar="N", help="steps at once when certain; default: 1")
+    drawing.add_argument(
+        "--images-every", type=whole(0), metavar="K", help="see each K-th step's picture; 0: the last; default: 1"
+    )
+    drawing.add_argument(
+        "--output",
+        type=image_file,
+        metavar="FILE",
+        help="write the pictures as .png, or how they came out of the noise as .gif",
+    )
 
 
 def _add_show(show: argparse._ArgumentGroup) -> None:
-    show.add_argument("--top", type=_whole(1), default=3, metavar="K", help="leading classes; default: %(default)s")
+    show.add_argument("--top", type=whole(1), default=3, metavar="K", help="leading classes; default: %(default)s")
     show.add_argument("--invert", action=argparse.BooleanOptionalAction, help="swap light and dark; see below")
     show.add_argument("--attention", action="store_true", help="where it looks, too")
     show.add_argument("--json", action="store_true", help="a line of JSON for each event, for scripts")
     show.add_argument(
         "--pace",
-        type=_real(0, _DAY),
+        type=real(0, _DAY),
         default=_PACE,
         metavar="SECONDS",
         help="on a terminal, draw a tick no faster than this; times shown are the real ones; default: %(default)s",
@@ -168,45 +222,3 @@ class _Parser(argparse.ArgumentParser):
 
 def _unguarded(text: str) -> str:
     return text.removeprefix(_GUARD)
-
-
-def _whole(low: int, end: int = 2**32) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if (value := _number(text, int)) is None or not low <= value < end:
-            raise argparse.ArgumentTypeError(f"{text!a} is not a whole number from {low} to {end - 1}")
-        return value
-
-    return number
-
-
-def _real(low: float, high: float) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        if (value := _number(text, float)) is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!a} is not a number from {low:g} to {high:g}")
-        return value
-
-    return number
-
-
-def _number(text: str, kind: Callable[[str], _Number]) -> _Number | None:
-    try:
-        return kind(text)
-    except ValueError:
-        return None
-
-
-def _text(text: str) -> str:
-    """Bytes of a command line that are no UTF-8 stand in it as surrogates, which nothing can send."""
-    if any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8")
-    return text
-
-
-def _address(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, such as {DEFAULT_ADDRESS}")
-    return _text(text)
-
-
-def _unescaped(text: str) -> str:
-    return _text(text).replace("\\n", "\n")

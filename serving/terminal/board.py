@@ -79,9 +79,9 @@ class Board:
         """How long it took, for people: `first tick after 2.1 ms, all after 5.3 ms`."""
         parts = []
         if self.first_tick_seconds is not None:
-            parts.append(f"first tick after {_time(self.first_tick_seconds)}")
+            parts.append(f"first tick after {time_text(self.first_tick_seconds)}")
         if self.seconds is not None:
-            parts.append(f"all after {_time(self.seconds)}")
+            parts.append(f"all after {time_text(self.seconds)}")
         return ", ".join(parts)
 
 
@@ -96,5 +96,6 @@ def outcome(answer: Answer) -> str:
     return text
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """For people: `2.1 ms`, `1.20 s`."""
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -78,11 +78,12 @@ def bar(value: float, width: int, style: Style, *, mark: float | None = None) ->
 
 def sparkline(certainties: Sequence[float]) -> Text:
     """One character a tick."""
-    text = Text()
-    for certainty in certainties:
-        level = _LEVELS[min(int(certainty * len(_LEVELS)), len(_LEVELS) - 1)]
-        text.append(level, certainty_style(certainty))
-    return text
+    return Text.assemble(*((column(certainty), certainty_style(certainty)) for certainty in certainties))
+
+
+def column(value: float) -> str:
+    """`value` in [0, 1] as a character that is the higher the more it is."""
+    return _LEVELS[min(int(value * len(_LEVELS)), len(_LEVELS) - 1)]
 
 
 def picture(brightness: NDArray[np.float32], columns: int, *, colour: bool) -> Text:

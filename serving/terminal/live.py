@@ -3,26 +3,35 @@
 import asyncio
 import time
 from collections import deque
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from serving.client import AsyncThinking, Event, Tick
-from serving.terminal.board import Board
+from serving.client import Answer, AsyncThinking, Event, Tick
 
 
-class Draw(Protocol):
+class Record(Protocol):
+    """What is known so far of a request."""
+
+    def record(self, event: Event, now: float) -> object: ...
+
+
+_Board = TypeVar("_Board", bound=Record)
+_Shown = TypeVar("_Shown", bound=Record, contravariant=True)
+
+
+class Draw(Protocol[_Shown]):
     """Makes the screen of a board."""
 
-    def __call__(self, board: Board, *, running: bool) -> RenderableType: ...
+    def __call__(self, board: _Shown, /, *, running: bool) -> RenderableType: ...
 
 
 _UNDISTURBED_SECONDS = 0.1  # for reading before the first drawing, which takes long enough to spoil the times
 
 
-async def show_live(board: Board, thinking: AsyncThinking, console: Console, draw: Draw, pace: float) -> None:
-    """Draw every tick.
+async def show_live(board: _Board, thinking: AsyncThinking, console: Console, draw: Draw[_Board], pace: float) -> None:
+    """Draw every tick, and every link of a chain.
 
     Args:
         draw: makes the screen of a board.
@@ -59,14 +68,14 @@ async def show_live(board: Board, thinking: AsyncThinking, console: Console, dra
         reader.cancel()
 
 
-def _next_frame(board: Board, pending: deque[tuple[float, Event]]) -> None:
-    """Note what has arrived, but at most one tick of each row."""
-    advanced: set[int] = set()
+def _next_frame(board: Record, pending: deque[tuple[float, Event]]) -> None:
+    """Note what has arrived, but at most one tick and one answer of each row."""
+    advanced: set[tuple[type[Event], int]] = set()
     while pending:
         arrived, event = pending[0]
-        if isinstance(event, Tick):
-            if event.row in advanced:
+        if isinstance(event, Tick | Answer):
+            if (advance := (type(event), event.row)) in advanced:
                 return
-            advanced.add(event.row)
+            advanced.add(advance)
         board.record(event, arrived)
         pending.popleft()

@@ -12,13 +12,11 @@ _MANIFEST = "manifest.json"
 
 
 def check_text(manifest: Manifest) -> None:
-    """Refuse a chain of text that contradicts itself, and every other chain.
+    """Refuse a chain of text that contradicts itself.
 
     Raises:
         Mismatch: names both sides.
     """
-    if manifest.chain not in ("", CHAIN):
-        raise Mismatch(f"{_MANIFEST}: chain", quote(manifest.chain), f"{CHAIN!r}, or none for single thoughts")
     if manifest.HasField("text") != (manifest.chain == CHAIN):
         got = f"chain {manifest.chain!r} and {'a' if manifest.HasField('text') else 'no'} text"
         raise Mismatch(f"{_MANIFEST}: chain and text", got, f"both for chain {CHAIN!r}, else neither")

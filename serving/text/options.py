@@ -1,38 +1,26 @@
 """What a caller asked of a chain of text, resolved: how long, how to draw, where to stop."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
 
 from protos import ctm_serving_pb2 as pb
-from serving.mismatch import Mismatch, listing, quote
+from serving.mismatch import Mismatch
+from serving.options import Readers, number, of_kind, read_options
 from serving.text.sampling import Sampling
 
 MOST_STOPS = 16
 LONGEST_STOP = 256
 """Characters of a stop text."""
 
-_KINDS = {
-    "number": "a number",
-    "integer": "an integer",
-    "text": "a text",
-    "texts": "texts",
-    "flag": "a flag",
-    "tensor": "a tensor",
-}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextOptions:
-    """A chain's options, every one set but the seed."""
+    """A chain's options, every one set."""
 
     max_links: int = 1
     """Tokens of one row, at most."""
     sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()
-    seed: int | None = None
-    """None: the server's to draw."""
 
 
 def text_options(message: pb.ChainPolicy, *, max_links: int) -> TextOptions:
@@ -47,42 +35,38 @@ def text_options(message: pb.ChainPolicy, *, max_links: int) -> TextOptions:
     links = message.max_links if message.HasField("max_links") else 1
     if not 1 <= links <= max_links:
         raise Mismatch("chain.max_links", links, f"1 to {max_links}, this server's limit")
-    for name in sorted(message.options):
-        if name not in _READ:
-            raise Mismatch("chain.options", quote(name), f"of {listing(_READ)}")
-    found = {name: read(message.options[name]) for name, read in _READ.items() if name in message.options}
+    found = read_options(message, _READ)
     stops = found.pop("stop", ())
     return TextOptions(
         max_links=links,
         sampling=Sampling(**found),
         stops=stops,
-        seed=message.seed if message.HasField("seed") else None,
     )
 
 
 def _temperature(value: pb.Value) -> float:
-    temperature = _number("temperature", value)
+    temperature = number("temperature", value)
     if not (isfinite(temperature) and temperature >= 0):
         raise Mismatch("chain.options, temperature", temperature, "a number of at least 0; 0 takes the best token")
     return temperature
 
 
 def _top_k(value: pb.Value) -> int:
-    top_k = int(_of_kind("top_k", value, "integer"))
+    top_k = int(of_kind("top_k", value, "integer"))
     if top_k < 0:
         raise Mismatch("chain.options, top_k", top_k, "at least 0; 0 for all tokens")
     return top_k
 
 
 def _top_p(value: pb.Value) -> float:
-    top_p = _number("top_p", value)
+    top_p = number("top_p", value)
     if not 0 < top_p <= 1:
         raise Mismatch("chain.options, top_p", top_p, "a share in (0, 1]")
     return top_p
 
 
 def _stop(value: pb.Value) -> tuple[str, ...]:
-    found = _of_kind("stop", value, "text", "texts")
+    found = of_kind("stop", value, "text", "texts")
     stops = (found,) if isinstance(found, str) else tuple(found.values)
     if len(stops) > MOST_STOPS:
         raise Mismatch("chain.options, stop", f"{len(stops)} texts", f"at most {MOST_STOPS}")
@@ -92,20 +76,7 @@ def _stop(value: pb.Value) -> tuple[str, ...]:
     return stops
 
 
-def _number(name: str, value: pb.Value) -> float:
-    return float(_of_kind(name, value, "number", "integer"))
-
-
-def _of_kind(name: str, value: pb.Value, *kinds: str) -> Any:
-    """What the value holds."""
-    kind = value.WhichOneof("kind")
-    if kind not in kinds:
-        got = "nothing" if kind is None else _KINDS[kind]
-        raise Mismatch(f"chain.options, {name}", got, " or ".join(_KINDS[kind] for kind in kinds))
-    return getattr(value, kind)
-
-
-_READ: Mapping[str, Callable[[pb.Value], Any]] = {
+_READ: Readers = {
     "temperature": _temperature,
     "top_k": _top_k,
     "top_p": _top_p,

@@ -48,6 +48,8 @@ def _answer(manifest: Manifest) -> str:
     """What a thought of the model is about, by the shape of its prediction."""
     if manifest.chain == "text":
         return "the next token of a text"
+    if manifest.chain == "diffusion":
+        return "what a noisy image shows, in bins; draws images"
     prediction = next(spec for spec in manifest.outputs if spec.role == TensorSpec.PREDICTION)
     *positions, classes = prediction.shape
     return f"{positions[0]} × one of {classes}" if positions else f"one of {classes}"
@@ -72,6 +74,9 @@ def _worth(quality: Quality, point: Frontier | EnergyFrontier) -> tuple[str, str
     if isinstance(point, Frontier) and quality.metric == "bits_per_byte":
         values = (quality.bits_per_byte_most_certain, point.bits_per_byte, quality.bits_per_byte[0])
         return f"{values[0]:.3f} bits a byte", f"{values[1]:.3f}", f"{values[2]:.3f}"
+    if isinstance(point, Frontier) and quality.metric == "noise_error":
+        values = (quality.diffusion.guided, point.noise_error, quality.diffusion.guided_by_tick[0])
+        return f"error of the noise {values[0]:.4f}", f"{values[1]:.4f}", f"{values[2]:.4f}"
     values = (quality.accuracy_most_certain, point.accuracy, quality.accuracy[0])
     texts = [f"{value:.2%}" for value in values]
     if isinstance(point, Frontier) and quality.whole:

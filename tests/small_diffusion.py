@@ -6,8 +6,13 @@ import torch
 
 from ctm.config import CTMConfig
 from ctm.diffusion.config import DiffusionConfig
+from ctm.diffusion.entropy_model import EntropyModelConfig
+from ctm.diffusion.granularity import GranularityConfig
+from ctm.diffusion.jepa import JEPAConfig
 from ctm.diffusion.model import EnhancedCTMDiffusion
+from ctm.diffusion.patches import PatcherConfig
 from ctm.diffusion.thinker_reasoning import ReasoningThinker
+from ctm.diffusion.tracker import TrackerConfig
 
 DIFFUSION = DiffusionConfig(side=6, patch=3, classes=4, levels=20, bins=4, width=16, layers=2, heads=2)
 CORE = CTMConfig(
@@ -24,6 +29,17 @@ CORE = CTMConfig(
     out_dims=36 * 4,
     prediction_shape=(36, 4),
 )
+PATCHER = PatcherConfig(
+    length=36, width=16, min_length=2, max_length=8, threshold=5.52, entropy=EntropyModelConfig(width=8, layers=2)
+)
+SENSES: dict[str, dict[str, object]] = {
+    "tracker": {"tracker": TrackerConfig(channels=16, heads=2, scales=1, code=8)},
+    "granularity": {"granularity": GranularityConfig(length=36, width=16, word=3, block=12, token=3)},
+    "patcher": {"patcher": PATCHER},
+    "jepa": {"jepa": JEPAConfig(hidden=16)},
+    "dynamic": {"dynamic": PATCHER},
+}
+"""What switches on each of the senses' parts."""
 
 
 def small_model(seed: int = 0, ticks: int = CORE.ticks, **settings: object) -> EnhancedCTMDiffusion:

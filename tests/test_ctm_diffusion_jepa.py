@@ -195,7 +195,6 @@ def test_it_learns_nothing_where_the_context_tells_nothing():
         pytest.param({"context_share": (0.5, 1.0)}, "context_share must be two rising", id="nothing left to tell"),
         pytest.param({"hidden": 0}, "hidden must be a whole number of at least 1, got 0", id="no width"),
         pytest.param({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0", id="a copy that never moves"),
-        pytest.param({"weight": -1.0}, "weight must be a number of at least 0, got -1.0", id="a negative weight"),
     ],
 )
 def test_what_is_refused(settings, message):

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_diffusion import DIFFUSION, small_model
+from small_diffusion import DIFFUSION, SENSES, small_model
 from torch import Tensor, nn
 
 from ctm.diffusion import program
@@ -144,6 +144,7 @@ def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples,
             {"seed": 5, "reasoning": BidirectionalConfig(max_moves=5, places=3, memory_width=6)}, id="reasoning"
         ),
         pytest.param({"consciousness": ConsciousnessConfig(start=0.4, threshold=1.2)}, id="consciousness"),
+        *(pytest.param(settings, id=name) for name, settings in SENSES.items()),
     ],
 )
 def test_link_by_link_gives_the_samples_of_the_sampler(form, settings, tmp_path):

@@ -42,20 +42,23 @@ async def run(command: list[str]) -> str:
     return stdout.decode()
 
 
-async def test_the_python_examples_print_a_thought_and_a_text(model_store):
-    thought, text = blocks("python")
+async def test_the_python_examples_print_a_thought_a_text_and_what_was_drawn(model_store):
+    thought, text, images = blocks("python")
     async with served(model_store) as server:
         printed = await run([sys.executable, "-c", thought.replace("127.0.0.1:50051", server.address)])
         # The second goes on from the first, with its imports.
         imports = thought[: thought.index("digit =")]
         written = await run([sys.executable, "-c", imports + text.replace("127.0.0.1:50051", server.address)])
+        drawn = await run([sys.executable, "-c", imports + images.replace("127.0.0.1:50051", server.address)])
     assert re.search(r"tick 1: \d, certainty 0\.\d\d\n", printed)
     assert re.search(r"stopped after \d+ ticks: CERTAIN", printed)
     assert len(written.split()) > 5
+    assert drawn.startswith("(4, 14, 14) ")
 
 
 async def test_the_first_command_watches_the_example_digits(model_store):
-    digits, text = [line for line in commands() if "ctm-think" in line]
+    digits, text, sevens = [line for line in commands() if "ctm-think" in line]
+    assert sevens == ".venv-serve/bin/ctm-think --model digits-diffusion --class 7 --rows 4"
     assert text == '.venv-serve/bin/ctm-think --model kjv "In the beginning"'
     program, *patterns = digits.split()
     assert program == ".venv-serve/bin/ctm-think"
@@ -63,6 +66,8 @@ async def test_the_first_command_watches_the_example_digits(model_store):
     assert len(images) >= 12
     async with served(model_store) as server:
         printed = await run([str(BIN / "ctm-think"), "--address", server.address, *images])
+        drawn = await run([str(BIN / "ctm-think"), "--address", server.address, *sevens.split()[1:]])
+    assert "seed" in drawn
     for image in images:
         assert Path(image).stem in printed
 

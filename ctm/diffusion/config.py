@@ -9,13 +9,28 @@ from ctm.config import CTMConfig
 from ctm.diffusion.bidirectional import BidirectionalConfig
 from ctm.diffusion.consciousness import ConsciousnessConfig
 from ctm.diffusion.core_checks import check_core_fits, check_cores
+from ctm.diffusion.granularity import GranularityConfig
 from ctm.diffusion.hierarchical import HierarchicalConfig
+from ctm.diffusion.jepa import JEPAConfig
 from ctm.diffusion.neuron_selection import SelectionConfig
 from ctm.diffusion.noise import ScheduleName, Target
+from ctm.diffusion.patches import PatcherConfig
+from ctm.diffusion.senses_checks import check_senses
+from ctm.diffusion.tracker import TrackerConfig
 from ctm.plain import from_plain
 
 _COUNTS = ("side", "patch", "classes", "levels", "bins", "width", "layers", "heads", "thought_tokens")
-_SWITCHES = ("refine", "hierarchical", "reasoning", "consciousness", "selection")
+_SWITCHES = (
+    "refine",
+    "hierarchical",
+    "reasoning",
+    "consciousness",
+    "selection",
+    "tracker",
+    "granularity",
+    "patcher",
+    "jepa",
+)
 """What has no meaning without a thought."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
@@ -26,6 +41,10 @@ class LossWeights:
 
     bins: float = 0.1
     """Of the thought's own loss, the cross-entropy over bins."""
+    entropy: float = 0.1
+    """Of the patchers' next-byte loss; entropy models alone learn by it."""
+    jepa: float = 0.1
+    """Of telling the tokens of a stretch of the clean image."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -103,6 +122,21 @@ class DiffusionConfig:
     selection: SelectionConfig | None = None
     """Chooses the pairs of neurons that syncs read, once, by what neurons did while the model warmed up."""
 
+    tracker: TrackerConfig | None = None
+    """Tells the thought's tokens of each other's whereabouts and of the level of noise."""
+
+    granularity: GranularityConfig | None = None
+    """Adds to the thought's tokens what bits, bytes, words and blocks of the noisy image say."""
+
+    patcher: PatcherConfig | None = None
+    """Gives the thought further tokens: patches of the noisy image's bytes, short where they surprise."""
+
+    jepa: JEPAConfig | None = None
+    """Teaches the senses to tell one stretch of the clean image from another of the noisy one."""
+
+    dynamic: PatcherConfig | None = None
+    """Has the denoiser work on dynamic patches of the noisy image's bytes; None on those of the grid."""
+
     weights: LossWeights = LossWeights()
     """Of the losses beside the denoiser's error."""
 
@@ -133,6 +167,16 @@ class DiffusionConfig:
             reasoning=self.reasoning,
             consciousness=self.consciousness,
             selection=self.selection,
+        )
+        check_senses(
+            side=self.side,
+            patch=self.patch,
+            width=self.width,
+            tracker=self.tracker,
+            granularity=self.granularity,
+            patcher=self.patcher,
+            dynamic=self.dynamic,
+            jepa=self.jepa,
         )
         if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):
             raise ValueError(f"diffusion.{useless[0]} needs a thought, got guided = false")

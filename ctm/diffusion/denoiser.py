@@ -64,13 +64,6 @@ class Denoiser(nn.Module):
             self.guidance = nn.Linear(width, width, bias=False)
             self.thought_tokens = nn.Linear(width, config.thought_tokens * width)
 
-    @property
-    def state_in(self) -> nn.Linear:
-        """What reads a thought's state, its out sync first."""
-        linear = self.state[1]
-        assert isinstance(linear, nn.Linear), "a state is normalised, then mapped"
-        return linear
-
     def forward(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide | None = None) -> Tensor:
         """The prediction for images of [N, S, S], of the same shape; None is the base path for every row."""
         tokens = self.patches(cut(noisy, self.config.patch)) + self.place

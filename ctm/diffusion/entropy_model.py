@@ -38,7 +38,7 @@ class EntropyModelConfig:
             least = 2 if field.name == "kernel" else 1
             value = getattr(self, field.name)
             if type(value) is not int or value < least:
-                raise ValueError(f"{field.name} must be a whole number of at least {least}, got {value!r}")
+                raise ValueError(f"entropy.{field.name} must be a whole number of at least {least}, got {value!r}")
 
     @property
     def field(self) -> int:

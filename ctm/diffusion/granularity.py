@@ -47,13 +47,13 @@ class GranularityConfig:
         for name in ("length", "width", "word", "block", "token"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+                raise ValueError(f"granularity.{name} must be a whole number of at least 1, got {value!r}")
         if self.block % self.word:
-            raise ValueError(f"block must be whole words of {self.word} bytes, got {self.block}")
+            raise ValueError(f"granularity.block must be whole words of {self.word} bytes, got {self.block}")
         if self.length % self.block:
-            raise ValueError(f"length must be whole blocks of {self.block} bytes, got {self.length}")
+            raise ValueError(f"granularity.length must be whole blocks of {self.block} bytes, got {self.length}")
         if self.token not in (1, self.word, self.block):
-            raise ValueError(f"token must be 1, word {self.word} or block {self.block}, got {self.token}")
+            raise ValueError(f"granularity.token must be 1, word {self.word} or block {self.block}, got {self.token}")
 
     @property
     def tokens(self) -> int:

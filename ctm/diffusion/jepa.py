@@ -12,7 +12,6 @@ What is predicted are vectors, not bytes; g is a slow copy of f, and no gradient
 # Shapes: B rows, P patches there is room for, E width of a patch's vector, H hidden width.
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,21 +38,16 @@ class JEPAConfig:
     decay: float = 0.996
     """How much of the slow copy stays at each update."""
 
-    weight: float = 0.1
-    """Of this loss among others."""
-
     def __post_init__(self) -> None:
         for name in ("context_share", "target_share"):
             shares = tuple(getattr(self, name))
             if len(shares) != 2 or not 0 < shares[0] <= shares[1] < 1:
-                raise ValueError(f"{name} must be two rising numbers in (0, 1), got {shares}")
+                raise ValueError(f"jepa.{name} must be two rising numbers in (0, 1), got {shares}")
             object.__setattr__(self, name, shares)  # The only way in while we are being made.
         if type(self.hidden) is not int or self.hidden < 1:
-            raise ValueError(f"hidden must be a whole number of at least 1, got {self.hidden!r}")
+            raise ValueError(f"jepa.hidden must be a whole number of at least 1, got {self.hidden!r}")
         if not 0 <= self.decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {self.decay}")
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight must be a number of at least 0, got {self.weight}")
+            raise ValueError(f"jepa.decay must be in [0, 1), got {self.decay}")
 
 
 class Views(NamedTuple):

@@ -22,11 +22,14 @@ from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.control import Control
 from ctm.diffusion.cores import build_thinker
 from ctm.diffusion.denoiser import Denoiser, Guide
+from ctm.diffusion.dynamic_denoiser import DynamicDenoiser
+from ctm.diffusion.jepa import DRAWS
 from ctm.diffusion.neuron_selection import Begun
 from ctm.diffusion.noise import NoiseSchedule, Parts
 from ctm.diffusion.pair_selector import PairSelector
 from ctm.diffusion.reverse import clipped
 from ctm.diffusion.senses import Fed, Seen, Senses
+from ctm.diffusion.senses_jepa import SensesJEPA
 from ctm.diffusion.thinker import Musings, Thinker, bins_error
 
 
@@ -61,7 +64,9 @@ class EnhancedCTMDiffusion(nn.Module):
             self.thinker = build_thinker(core, diffusion, seed=seed)
             self.senses, self.control = Senses(diffusion), Control(diffusion)
             state_width = self.thinker.state_width
-        self.denoiser = Denoiser(diffusion, state_width)
+        kind = Denoiser if diffusion.dynamic is None else DynamicDenoiser
+        self.denoiser = kind(diffusion, state_width)
+        self.jepa = SensesJEPA(self.senses, diffusion.jepa) if diffusion.jepa is not None else None
         self.selector: PairSelector | None = None
         if diffusion.selection is not None:
             self.selector = PairSelector(diffusion.selection, core.width, diffusion.classes, seed=seed or 0)
@@ -104,7 +109,9 @@ class EnhancedCTMDiffusion(nn.Module):
         if self.thinker is None:
             error = F.mse_loss(self.denoise(noisy, level_N, label_N, None), target)
             nothing = error.detach() * 0
-            return DiffusionLoss(error, nothing, error.detach(), nothing, torch.zeros_like(level_N), {})
+            losses = self._study(noisy)
+            value = error + self._weigh(losses)
+            return DiffusionLoss(value, nothing, error.detach(), nothing, torch.zeros_like(level_N), losses)
 
         seen = self.see(noisy, level_N, label_N, self._refined(noisy, level_N, label_N))
         thought = self._think(seen)
@@ -120,19 +127,46 @@ class EnhancedCTMDiffusion(nn.Module):
         controlled = self.control(thought.states[here, tick_N], certainty_N)
         guide = self.guide(thought.predictions[here, tick_N], certainty_N, controlled.state, alone_N)
         error_N = (self.denoise(noisy, level_N, label_N, guide) - target).square().flatten(1).mean(-1)
-        losses = {"bins": bins.value, **seen.losses, **controlled.losses}
-        value = error_N.mean() + sum(config.weights.of(name) * loss for name, loss in losses.items())
+        losses = {"bins": bins.value, **seen.losses, **controlled.losses, **self._study(noisy, seen)}
+        if self.jepa is not None:
+            uniform = torch.rand(rows, DRAWS, device=device)
+            losses["jepa"] = self.jepa(seen, clean, label_N, self.nothing_fed(clean), uniform)
+        value = error_N.mean() + self._weigh(losses)
         judged = torch.unflatten(thought.predictions[here, bins.tick], -1, (-1, config.bins)).argmax(-1)
         right = (judged == bins_NX).float().mean()
         guided, base = _mean(error_N, ~alone_N), _mean(error_N, alone_N)
         return DiffusionLoss(value, guided, base, right, bins.tick, losses)
 
     def after_update(self) -> list[Begun]:
-        """Move decays back to where they mean something; after every update. Says which weights began anew."""
+        """Move decays back to where they mean something, and slow copies on; after every update.
+
+        Says which weights began anew.
+        """
+        if self.jepa is not None:
+            self.jepa.slow.update(self.senses)
         if self.thinker is None:
             return []
         self.thinker.project_decays()
-        return [] if self.selector is None else self.selector.after_update(self.thinker.core, [self.denoiser.state_in])
+        if self.selector is None:
+            return []
+        return self.selector.after_update(self.thinker.core, [self.state_reader])
+
+    @property
+    def state_reader(self) -> nn.Linear:
+        """What in the denoiser reads a thought's state, its out sync first."""
+        reader = self.denoiser.get_submodule("state.1")
+        assert isinstance(reader, nn.Linear), "a state is normalised, then mapped"
+        return reader
+
+    def _study(self, noisy: Tensor, seen: Seen | None = None) -> dict[str, Tensor]:
+        """What the denoiser's own patcher learns by, beside that of the senses."""
+        if not isinstance(self.denoiser, DynamicDenoiser):
+            return {}
+        loss = self.denoiser.next_byte_loss(noisy)
+        return {"entropy": loss if seen is None else loss + seen.losses.get("entropy", 0)}
+
+    def _weigh(self, losses: Mapping[str, Tensor]) -> Tensor | int:
+        return sum(self.diffusion.weights.of(name) * loss for name, loss in losses.items())
 
     def _think(self, seen: Seen) -> Musings:
         assert self.thinker is not None, "the model thinks"

@@ -49,13 +49,13 @@ class PatcherConfig:
         for name in ("length", "width", "min_length", "max_length"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+                raise ValueError(f"patcher.{name} must be a whole number of at least 1, got {value!r}")
         if self.max_length < self.min_length:
-            raise ValueError(f"max_length must be at least min_length {self.min_length}, got {self.max_length}")
+            raise ValueError(f"patcher.max_length must be at least min_length {self.min_length}, got {self.max_length}")
         for name in ("threshold", "rise"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-                raise ValueError(f"{name} must be a number of nats, got {value!r}")
+                raise ValueError(f"patcher.{name} must be a number of nats, got {value!r}")
 
     @property
     def patches(self) -> int:

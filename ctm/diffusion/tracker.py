@@ -63,11 +63,12 @@ class TrackerConfig:
 class TemporalSpatialTracker(nn.Module):
     """Tells a feature map when it is, where its parts are, and how far the noise has been taken away."""
 
-    def __init__(self, config: TrackerConfig) -> None:
+    def __init__(self, config: TrackerConfig, *, stamped: bool = True) -> None:
+        """`stamped` says whether there are time stamps at all."""
         super().__init__()
         channels = config.channels
         self.config = config
-        self.time = nn.Linear(config.code, channels)
+        self.time = nn.Linear(config.code, channels) if stamped else None
         self.neighbours = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=2**scale, dilation=2**scale, groups=channels, bias=False)
             for scale in range(config.scales)
@@ -90,6 +91,7 @@ class TemporalSpatialTracker(nn.Module):
             time_B: time stamps, for what has them.
         """
         if time_B is not None:
+            assert self.time is not None, "a tracker of what has no time stamps is given none"
             stamp_BW = code(time_B, self.config.code, self.config.shortest, self.config.longest)
             x_BCYX = x_BCYX + self.time(stamp_BW.to(x_BCYX))[..., None, None]
         return self.modulate(self.attend(self.place(x_BCYX)), step_B)

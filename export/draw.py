@@ -99,6 +99,7 @@ def _think(
     """Until every row is certain; the most certain tick so far answers."""
     program, certain, rows = servable.program, wanted.certainty_threshold, len(wanted.labels)
     name = next(spec.name for spec in program.outputs if spec.role == "certainty")
+    done = next((spec.name for spec in program.outputs if spec.role == "done"), None)
     state, answer = list(start), dict[str, Array]()
     most_N, used_N, thinks_N = np.full(rows, -1.0, np.float32), np.zeros(rows, np.int64), np.ones(rows, bool)
     margin = inf
@@ -115,6 +116,8 @@ def _think(
         most_N = np.where(better_N, certainty_N, most_N)
         margin = min(margin, float(np.abs(certainty_N - certain)[thinks_N].min(initial=inf)))
         thinks_N &= certainty_N < certain
+        if done is not None:
+            thinks_N &= found[done] < 0.5
     return _Thought(answer, most_N, used_N, margin)
 
 

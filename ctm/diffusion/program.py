@@ -63,7 +63,7 @@ def specify(model: EnhancedCTMDiffusion) -> Program:
 def specify_finish(model: EnhancedCTMDiffusion) -> Finish:
     """The tensors of finish."""
     image, program = (model.diffusion.side, model.diffusion.side), specify(model)
-    of_tick = tuple(spec for spec in program.outputs if spec.role != "detail")
+    of_tick = tuple(spec for spec in program.outputs if spec.role not in ("detail", "done"))
     return Finish(
         arguments=(
             *_seen(model),

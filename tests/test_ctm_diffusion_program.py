@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -21,7 +22,9 @@ from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.reverse import CLEAN, spaced_levels
 from ctm.diffusion.sampling import Samples, sample
 from ctm.diffusion.wina import WINAConfig
+from ctm.program import TensorSpec
 from export.onnx_graph import write_onnx
+from export.torchscript import quiet, write_torchscript
 
 Function = Callable[..., list[NDArray[np.generic]]]
 ROWS, STEPS, ETA = 4, 6, 0.6
@@ -47,15 +50,21 @@ def functions(model: EnhancedCTMDiffusion) -> dict[str, tuple[nn.Module, tuple, 
     }
 
 
-def in_torch(model: EnhancedCTMDiffusion) -> dict[str, Function]:
-    def run(function: nn.Module) -> Function:
+def in_torchscript(model: EnhancedCTMDiffusion, folder: Path) -> dict[str, Function]:
+    def run(graph: torch.jit.ScriptModule) -> Function:
         def call(*arguments: NDArray[np.generic]) -> list[NDArray[np.generic]]:
             with torch.no_grad():
-                return [tensor.numpy() for tensor in function(*map(torch.from_numpy, arguments))]
+                return [tensor.numpy() for tensor in graph(*map(torch.from_numpy, arguments))]
 
         return call
 
-    return {name: run(function.eval()) for name, (function, _, _) in functions(model).items()}
+    made = {}
+    for name, (function, arguments, _) in functions(model).items():
+        path = folder / f"{name}.ts"
+        write_torchscript(function.eval(), _examples(arguments), path)
+        with quiet():
+            made[name] = run(torch.jit.load(path))
+    return made
 
 
 def in_onnx(model: EnhancedCTMDiffusion, folder: Path) -> dict[str, Function]:
@@ -70,12 +79,20 @@ def in_onnx(model: EnhancedCTMDiffusion, folder: Path) -> dict[str, Function]:
 
     made = {}
     for name, (function, arguments, results) in functions(model).items():
-        example = [torch.zeros(3, *spec.shape, dtype=DTYPES[spec.datatype]) for spec in arguments]
+        example = _examples(arguments)
         names, path = [spec.name for spec in arguments], folder / f"{name}.onnx"
         outs = [f"out_{spec.name}" for spec in results]
         write_onnx(function.eval(), example, names, outs, path)
         made[name] = run(ort.InferenceSession(path, providers=["CPUExecutionProvider"]), names)
     return made
+
+
+def _all_of(table: Mapping[str, dict[str, Any]], *names: str) -> dict[str, Any]:
+    return {key: value for name in names for key, value in table[name].items()}
+
+
+def _examples(specs: tuple[TensorSpec, ...]) -> list[Tensor]:
+    return [torch.zeros(3, *spec.shape, dtype=DTYPES[spec.datatype]) for spec in specs]
 
 
 def draw(
@@ -135,33 +152,44 @@ def drawn_clearly(model: EnhancedCTMDiffusion, labels: Tensor) -> tuple[Samples,
     raise AssertionError("no threshold is clear of all certainties")
 
 
-@pytest.mark.parametrize("form", ["torch", "onnx"])
+CASES: dict[str, dict[str, Any]] = {
+    "noise": {},
+    "velocity": {"target": "velocity"},
+    "refined": {"refine": True},
+    **{name: {name: settings} for name, settings in CONTROL.items()},
+    **SENSES,
+    "senses and control": {"refine": True, **CONTROL, **_all_of(SENSES, "tracker", "granularity", "patcher", "jepa")},
+    "wina": {"wina": WINAConfig(sparsity=0.5)},
+    "linear attention": {"linear_attention": LinearAttentionConfig(key_width=4, exact=2)},
+    "hierarchical": {"ticks": 6, "hierarchical": HierarchicalConfig(low_ticks=2, high_width=16, high_heads=2)},
+    "reasoning": {"seed": 5, "reasoning": BidirectionalConfig(max_moves=5, places=3, memory_width=6)},
+    "consciousness": {"consciousness": ConsciousnessConfig(start=0.4, threshold=1.2)},
+}
+# An export to ONNX takes seconds: parts that can be on together are exported together.
+IN_ONNX = (
+    "noise",
+    "senses and control",
+    "dynamic",
+    "wina",
+    "linear attention",
+    "hierarchical",
+    "reasoning",
+    "consciousness",
+)
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("form", "settings"),
     [
-        pytest.param({}, id="noise"),
-        pytest.param({"target": "velocity"}, id="velocity"),
-        pytest.param({"refine": True}, id="refined"),
-        *(pytest.param({name: CONTROL[name]}, id=name) for name in CONTROL),
-        pytest.param({"refine": True, **CONTROL}, id="all control"),
-        pytest.param({"wina": WINAConfig(sparsity=0.5)}, id="wina"),
-        pytest.param({"linear_attention": LinearAttentionConfig(key_width=4, exact=2)}, id="linear attention"),
-        *(pytest.param(settings, id=name) for name, settings in SENSES.items()),
-        pytest.param(
-            {"ticks": 6, "hierarchical": HierarchicalConfig(low_ticks=2, high_width=16, high_heads=2)},
-            id="hierarchical",
-        ),
-        pytest.param(
-            {"seed": 5, "reasoning": BidirectionalConfig(max_moves=5, places=3, memory_width=6)}, id="reasoning"
-        ),
-        pytest.param({"consciousness": ConsciousnessConfig(start=0.4, threshold=1.2)}, id="consciousness"),
+        *(pytest.param("torchscript", settings, id=f"{name}, TorchScript") for name, settings in CASES.items()),
+        *(pytest.param("onnx", CASES[name], id=f"{name}, ONNX") for name in IN_ONNX),
     ],
 )
 def test_link_by_link_gives_the_samples_of_the_sampler(form, settings, tmp_path):
     model, labels = small_model(**settings), torch.arange(ROWS)
     wanted, threshold, certain = drawn_clearly(model, labels)
     assert model.diffusion.reasoning is not None or wanted.ticks_used.max() == program.thinker_of(model).config.ticks
-    found = draw(model, in_torch(model) if form == "torch" else in_onnx(model, tmp_path), labels, threshold, certain)
+    found = draw(model, (in_onnx if form == "onnx" else in_torchscript)(model, tmp_path), labels, threshold, certain)
     assert torch.equal(found.ticks_used, wanted.ticks_used)
     assert torch.equal(found.abstained, wanted.abstained)
     for name in ("images", "estimates", "certainties"):

@@ -206,8 +206,10 @@ class DiffusionConfig:
             raise ValueError(f"diffusion.patch must divide side {self.side}, got {self.patch}")
         if self.width % self.heads:
             raise ValueError(f"diffusion.heads must divide width {self.width}, got {self.heads}")
-        if self.width % 2:
-            raise ValueError(f"diffusion.width must be even, for sines and cosines of the level, got {self.width}")
+        if self.width % 4:
+            raise ValueError(
+                f"diffusion.width must be a multiple of 4, for codes of rows and columns, got {self.width}"
+            )
         check_senses(
             side=self.side,
             patch=self.patch,
@@ -230,9 +232,14 @@ class DiffusionConfig:
             check_attention(self.linear_attention, self.wina, self.tokens + self.guided * self.thought_tokens)
 
     @property
+    def across(self) -> int:
+        """Patches along each side."""
+        return self.side // self.patch
+
+    @property
     def tokens(self) -> int:
         """[P] Patches of an image."""
-        return (self.side // self.patch) ** 2
+        return self.across**2
 
     @property
     def watches(self) -> bool:

@@ -21,6 +21,7 @@ from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.denoiser_attention import HIDDEN, attend
 from ctm.diffusion.grid import cut, join
 from ctm.diffusion.level import level_code
+from ctm.diffusion.tracker import place_code
 from ctm.diffusion.linear_attention import LinearAttention
 from ctm.diffusion.recompute import computed
 from ctm.diffusion.wina import make_sparse
@@ -50,7 +51,7 @@ class Denoiser(nn.Module):
         width, area = config.width, config.patch**2
         self.config = config
         self.patches = nn.Linear(area, width)
-        self.place = nn.Parameter(0.02 * torch.randn(config.tokens, width))
+        self.place = nn.Parameter(place_code(width, config.across, config.across, like=torch.empty(0)))
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(config.classes, width)
         sparsities = (None,) * config.layers if config.wina is None else config.wina.of_layers(config.layers)

@@ -20,6 +20,7 @@ from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.grid import cut
 from ctm.diffusion.image_bytes import image_bytes
 from ctm.diffusion.level import level_code
+from ctm.diffusion.tracker import place_code
 from ctm.diffusion.tracker import TemporalSpatialTracker
 
 Fed = Mapping[str, Tensor]
@@ -45,7 +46,7 @@ class Senses(nn.Module):
         super().__init__()
         self.config = config
         self.patches = nn.Linear(config.patch**2, config.width)
-        self.place = nn.Parameter(0.02 * torch.randn(config.tokens, config.width))
+        self.place = nn.Parameter(place_code(config.width, config.across, config.across, like=torch.empty(0)))
         self.level = nn.Linear(config.width, config.width)
         self.label = nn.Embedding(config.classes, config.width)
         self.estimate = nn.Linear(config.patch**2, config.width) if config.refine else None

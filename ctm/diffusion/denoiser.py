@@ -21,9 +21,9 @@ from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.denoiser_attention import HIDDEN, attend
 from ctm.diffusion.grid import cut, join
 from ctm.diffusion.level import level_code
-from ctm.diffusion.tracker import place_code
 from ctm.diffusion.linear_attention import LinearAttention
 from ctm.diffusion.recompute import computed
+from ctm.diffusion.tracker import place_code
 from ctm.diffusion.wina import make_sparse
 
 

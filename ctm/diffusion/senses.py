@@ -20,8 +20,7 @@ from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.grid import cut
 from ctm.diffusion.image_bytes import image_bytes
 from ctm.diffusion.level import level_code
-from ctm.diffusion.tracker import place_code
-from ctm.diffusion.tracker import TemporalSpatialTracker
+from ctm.diffusion.tracker import TemporalSpatialTracker, place_code
 
 Fed = Mapping[str, Tensor]
 """What the reverse step before handed on, by name; of zeros before the first."""

@@ -88,6 +88,24 @@ def test_gradients_reach_thought_and_denoiser_alike():
     assert [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()] == []
 
 
+def test_twice_the_guided_path_goes_on_from_the_base_path_and_both_learn():
+    model, rows = small_model(twice=True), noisy_rows(ROWS)
+    base = model.denoise(*rows, None)
+    abstains = torch.tensor([True, False, True, False, False, True])
+    some = guided(model, abstains)
+    assert torch.equal(some[abstains], base[abstains])
+    assert ((some - base).abs().amax((1, 2))[~abstains] > 1e-3).all()
+    once = small_model()
+    once.load_state_dict(model.state_dict())
+    torch.testing.assert_close(once.denoise(*rows, None), base)
+    assert not torch.allclose(guided(once, NOBODY), guided(model, NOBODY))
+    torch.manual_seed(5)
+    loss = model.train()(torch.rand(32, 6, 6) * 2 - 1, torch.arange(32) % 4)
+    assert loss.losses["base"] > 0
+    loss.value.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+
+
 def test_base_rows_teach_nothing_but_the_base_path():
     model = small_model(base_share=1.0, weights=LossWeights(bins=0.0)).train()
     torch.manual_seed(5)

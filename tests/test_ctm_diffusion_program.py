@@ -156,6 +156,7 @@ CASES: dict[str, dict[str, Any]] = {
     "noise": {},
     "velocity": {"target": "velocity"},
     "refined": {"refine": True},
+    "twice": {"twice": True},
     **{name: {name: settings} for name, settings in CONTROL.items()},
     **SENSES,
     "senses and control": {"refine": True, **CONTROL, **_all_of(SENSES, "tracker", "granularity", "patcher", "jepa")},

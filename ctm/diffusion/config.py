@@ -34,7 +34,7 @@ WATCHING = ("empathy", "emotion", "goal", "mirror")
 """What watches another thought."""
 _THINKING = ("hierarchical", "reasoning", "consciousness", "selection")
 _SEEING = ("refine", "tracker", "granularity", "patcher", "jepa")
-_SWITCHES = (*_SEEING, *_THINKING, "basal_ganglia", *WATCHING, "pipeline")
+_SWITCHES = ("twice", *_SEEING, *_THINKING, "basal_ganglia", *WATCHING, "pipeline")
 """What has no meaning without a thought."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
@@ -45,6 +45,8 @@ class LossWeights:
 
     bins: float = 0.1
     """Of the thought's own loss, the cross-entropy over bins."""
+    base: float = 0.5
+    """Of the base path's error where every row has one."""
     entropy: float = 0.1
     """Of the patchers' next-byte loss; entropy models alone learn by it."""
     jepa: float = 0.1
@@ -118,6 +120,10 @@ class DiffusionConfig:
 
     guided: bool = True
     """Whether a thought guides the denoiser; false leaves the denoiser alone, which is what a thought has to beat."""
+
+    twice: bool = False
+    """Whether the guided path is the base path, gone through the layers once more with the thought. Both then learn
+    from every row; the base path by the loss `base`."""
 
     base_share: float = 0.15
     """Share of the rows that are denoised without their thought while training: they teach the base path."""
@@ -226,6 +232,8 @@ class DiffusionConfig:
             consciousness=self.consciousness,
             selection=self.selection,
         )
+        if self.twice and self.dynamic is not None:
+            raise ValueError("diffusion.twice and diffusion.dynamic are of two denoisers, got both")
         if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):
             raise ValueError(f"diffusion.{useless[0]} needs a thought, got guided = false")
         if self.linear_attention is not None:

@@ -3,6 +3,7 @@
     tokens = patches(noisy) + strength patches(estimate of x_0)
     each layer: scale, shift and gate by level, class and strength guide; attention sees the thought's tokens besides
     strength = certainty of the thought, 0 for a row that abstains
+    twice: the guided path is the base path, whose tokens go through the same layers again, now with the thought
 
 A row of strength 0 gets the base prediction, exactly: the same network, level and class, but no thought. The layers
 are modulated as in DiT (arXiv 2212.09748), beginning as the identity. What maps pixels, level, class and state to
@@ -36,6 +37,15 @@ class Guide(NamedTuple):
     """[N, S, S] the clean image that the thought expects."""
     strength: Tensor
     """[N] in [0, 1]; 0 is the base path."""
+
+
+class Paths(NamedTuple):
+    """What both paths predict, [N, S, S] each."""
+
+    guided: Tensor
+    """The base path's in rows without strength."""
+    base: Tensor | None
+    """None where the guided path does not begin with the base path."""
 
 
 class Denoiser(nn.Module):
@@ -82,21 +92,42 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide | None = None) -> Tensor:
         """The prediction for images of [N, S, S], of the same shape; None is the base path for every row."""
-        tokens = self.patches(cut(noisy, self.config.patch)) + self.place
-        told = self.level(level_code(level_N, self.config.width)) + self.label(label_N)
-        thought: _Thought | None = None
         if guide is not None:
-            strength_N1 = guide.strength.unsqueeze(-1)
-            tokens = tokens + strength_N1.unsqueeze(-1) * self.estimate(cut(guide.estimate, self.config.patch))
-            state_NE = strength_N1 * self.state(guide.state)
-            told = told + self.guidance(state_NE)
-            extra_NGE = self.thought_tokens(state_NE).unflatten(-1, (-1, self.config.width))
-            hidden_N1 = torch.where(strength_N1 > 0, 0.0, HIDDEN)
-            thought = _Thought(extra_NGE, hidden_N1.expand(-1, self.config.thought_tokens))
-        condition = F.silu(told)
+            return self.paths(noisy, level_N, label_N, guide).guided
+        tokens, told_NE = self._begin(noisy, level_N, label_N)
+        return self._read(self._through(tokens, F.silu(told_NE), None), F.silu(told_NE))
+
+    def paths(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide) -> Paths:
+        """The guided prediction, and the base path's where it was on the way."""
+        tokens, told_NE = self._begin(noisy, level_N, label_N)
+        base: Tensor | None = None
+        if self.config.twice:
+            tokens = self._through(tokens, F.silu(told_NE), None)
+            base = self._read(tokens, F.silu(told_NE))
+        strength_N1 = guide.strength.unsqueeze(-1)
+        tokens = tokens + strength_N1.unsqueeze(-1) * self.estimate(cut(guide.estimate, self.config.patch))
+        state_NE = strength_N1 * self.state(guide.state)
+        extra_NGE = self.thought_tokens(state_NE).unflatten(-1, (-1, self.config.width))
+        hidden_N1 = torch.where(strength_N1 > 0, 0.0, HIDDEN)
+        thought = _Thought(extra_NGE, hidden_N1.expand(-1, self.config.thought_tokens))
+        condition_NE = F.silu(told_NE + self.guidance(state_NE))
+        guided = self._read(self._through(tokens, condition_NE, thought), condition_NE)
+        if base is not None:
+            guided = torch.where(strength_N1.unsqueeze(-1) > 0, guided, base)
+        return Paths(guided, base)
+
+    def _begin(self, noisy: Tensor, level_N: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens, [N, P, E], and what all layers are told, [N, E]."""
+        told_NE = self.level(level_code(level_N, self.config.width)) + self.label(label_N)
+        return self.patches(cut(noisy, self.config.patch)) + self.place, told_NE
+
+    def _through(self, tokens: Tensor, condition_NE: Tensor, thought: "_Thought | None") -> Tensor:
         for layer in self.layers:
-            tokens = computed(layer, self.config.checkpoint_gradients, tokens, condition, thought)
-        shift, scale = self.last(condition).unsqueeze(1).chunk(2, dim=-1)
+            tokens = computed(layer, self.config.checkpoint_gradients, tokens, condition_NE, thought)
+        return tokens
+
+    def _read(self, tokens: Tensor, condition_NE: Tensor) -> Tensor:
+        shift, scale = self.last(condition_NE).unsqueeze(1).chunk(2, dim=-1)
         return join(self.pixels(_modulate(self.norm(tokens), shift, scale)), self.config.side, self.config.patch)
 
 

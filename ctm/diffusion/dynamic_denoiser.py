@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctm.diffusion.config import DiffusionConfig
-from ctm.diffusion.denoiser import Guide
+from ctm.diffusion.denoiser import Guide, Paths
 from ctm.diffusion.entropy_model import EntropyModel, entropies, next_byte_loss
 from ctm.diffusion.image_bytes import image_bytes
 from ctm.diffusion.level import level_code
@@ -100,6 +100,10 @@ class DynamicDenoiser(nn.Module):
         said_NBE = layout.spread(self.back(_modulate(self.norm(tokens), shift, scale)))
         pixel_NB1 = self.pixel(F.gelu(said_NBE + self.value_back(value_NB1) + self.place_back))
         return torch.unflatten(pixel_NB1.squeeze(-1), -1, noisy.shape[1:])
+
+    def paths(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide) -> Paths:
+        """The guided prediction; see `Denoiser`."""
+        return Paths(self(noisy, level_N, label_N, guide), None)
 
     def lay_out(self, noisy: Tensor) -> Layout:
         """The patches of [N, S, S], in the form that is wanted."""

@@ -20,7 +20,7 @@ from ctm.diffusion.bins import bin_of, expected
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.control import OTHER, Control, Controlled, Outcome
 from ctm.diffusion.cores import build_thinker
-from ctm.diffusion.denoiser import Denoiser, Guide
+from ctm.diffusion.denoiser import Denoiser, Guide, Paths
 from ctm.diffusion.dynamic_denoiser import DynamicDenoiser
 from ctm.diffusion.jepa import DRAWS
 from ctm.diffusion.lesson import DiffusionLoss, Learned, Lesson, Task, Told, joined
@@ -150,17 +150,20 @@ class EnhancedCTMDiffusion(nn.Module):
         task = sent(Task(noisy, level_N, label_N, guide), self.denoiser.device)
         return Told(lesson, task, losses, right, bins.tick, controlled, other_estimate)
 
-    def _predict(self, told: Told) -> Tensor:
+    def _predict(self, told: Told) -> Paths:
         """What the denoiser makes of it, where it is."""
-        predicted: Tensor = self.denoiser(*told.task)
-        return predicted
+        return self.denoiser.paths(*told.task)
 
-    def _assess(self, told: Told, predicted: Tensor) -> Learned:
+    def _assess(self, told: Told, paths: Paths) -> Learned:
         """How wrong that was, and what is learned by what came of guiding."""
-        predicted = sent(predicted, told.lesson.target.device)
-        error_N = _squared(predicted, told.lesson.target)
-        rewards = self._rewards(told, predicted, error_N) if self.control.learns else {}
-        return Learned(error_N, {**told.losses, **rewards}, told.right, told.tick)
+        guided, base = sent(paths, told.lesson.target.device)
+        error_N = _squared(guided, told.lesson.target)
+        losses = dict(told.losses)
+        if base is not None:
+            losses["base"] = _squared(base, told.lesson.target).mean()
+        if self.control.learns:
+            losses |= self._rewards(told, guided, error_N)
+        return Learned(error_N, losses, told.right, told.tick)
 
     def _rewards(self, told: Told, predicted: Tensor, error_N: Tensor) -> Mapping[str, Tensor]:
         lesson = told.lesson

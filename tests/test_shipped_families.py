@@ -16,8 +16,10 @@ from serving.terminal.positions import best, read_maze
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE, EXAMPLES = ROOT / "model_store", ROOT / "examples"
-LARGEST = {"mnist": 2e6, "maze": 5e6, "parity": 5e6, "kjv": 10e6}
+LARGEST = {"mnist": 2e6, "digits-diffusion": 10e6, "maze": 5e6, "parity": 5e6, "kjv": 10e6}
 """Bytes of a bundle."""
+RECOGNISED = 28
+"""Of 40 drawn digits, at least; a guess is right four times."""
 FOLDERS = sorted(path.parent for path in STORE.glob("*/*/manifest.json"))
 
 
@@ -91,3 +93,15 @@ async def test_a_text_is_written_over_a_real_channel_with_fewer_ticks_for_tokens
     ).result()
     assert again.text == result.text
     assert len(result.text.split()) > 3
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_is_drawn_is_recognised_by_a_model_that_never_met_it(client: AsyncClient) -> None:
+    asked = np.arange(40) % 10
+    drawn = (await client.sample("digits-diffusion", asked.tolist(), seed=3).result()).images
+    # The other model knows digits twice as large.
+    pixels = [Image.fromarray(np.clip((image + 1) / 2, 0, 1).astype(np.float32)).resize((28, 28)) for image in drawn]
+    images = np.stack([np.asarray(picture, np.float32)[None] for picture in pixels]).clip(0, 1)
+    seen = await client.think("mnist", {"image": images}, top_k=1, every=0).result()
+    right = sum(answer.top[0].index == digit for answer, digit in zip(seen.answers, asked, strict=True))
+    assert right >= RECOGNISED, f"{right} of {len(asked)} are the digits that were asked for"

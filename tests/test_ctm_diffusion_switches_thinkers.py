@@ -126,7 +126,7 @@ def test_another_core_changes_samples_and_silenced_it_is_the_plain_one(switch):
 
 @torch.no_grad()
 def test_a_thought_that_says_it_is_done_ends_there():
-    model = small_model(seed=1, ticks=4, reasoning=CORES["reasoning"])
+    model = small_model(seed=11, ticks=4, reasoning=CORES["reasoning"])
     noisy, level, label = noisy_rows(12)
     thought = model.think(noisy, level, label)
     ends = torch.where(thought.done.bool().any(-1), thought.done.argmax(-1) + 1, 4)
@@ -159,7 +159,7 @@ def test_every_rule_chooses_pairs_in_a_run_and_leaves_them_in_the_checkpoint(rul
         now, drawn_at_first = getattr(model.thinker.core, name), getattr(fresh.thinker.core, name)
         changed = (now.left != drawn_at_first.left) | (now.right != drawn_at_first.right)
         assert changed.float().mean() > 0.5
-    read = model.state_reader.weight
+    read = model.denoiser.state_in.weight
     assert read.isfinite().all()
     assert read[:, : len(now.left)].any(), "what is new has a say again"
 
@@ -199,9 +199,9 @@ def test_the_choice_is_made_once_and_says_what_began_anew():
     assert [bool(some) for some in begun] == [False, False, True, False, False]
     assert not torch.allclose(drawn(model.eval()).images, before.images), "no weight was updated but by the choice"
     reads = {id(weight): where for weight, where in begun[2]}
-    where = reads[id(model.state_reader.weight)]
+    where = reads[id(model.denoiser.state_in.weight)]
     assert not where[:, CORE.out_pairs :].any(), "post-activations are what they were"
-    assert not model.state_reader.weight[where].any()
+    assert not model.denoiser.state_in.weight[where].any()
 
 
 def test_an_average_that_begins_anew_is_a_copy():

@@ -67,13 +67,15 @@ class Senses(nn.Module):
         tokens = self.patches(cut(noisy, self.config.patch)) + self.place + told
         if self.estimate is not None:
             tokens = tokens + self.estimate(cut(fed["estimate"], self.config.patch))
+        # Once for both: the same bounds, written twice, leave ONNX's optimiser with a graph in no order.
+        bytes_NB = image_bytes(noisy) if self.covered is not None or self.surprises is not None else None
         if self.covered is not None:
-            tokens = tokens + self.covered(image_bytes(noisy))
+            tokens = tokens + self.covered(bytes_NB)
         if self.tracker is not None:
             tokens = self._track(self.tracker, tokens, level_N)
         if self.surprises is None:
             return Seen(tokens, None, {})
-        found = self.surprises(image_bytes(noisy))
+        found = self.surprises(bytes_NB)
         hidden_NL = torch.cat([torch.zeros_like(tokens[..., 0], dtype=torch.bool), found.hidden], dim=1)
         return Seen(torch.cat([tokens, found.tokens + told], dim=1), hidden_NL, {"entropy": found.loss})
 

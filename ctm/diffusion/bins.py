@@ -2,8 +2,8 @@
 
     certainty = 1 - entropy / ln K, averaged over positions        expected value = sum_k p_k centre_k
 
-About a very noisy input nobody can be certain, so that certainty means something here. A class head on an input that
-comes with its class would be certain of nothing but what it was told.
+A class head on an input that comes with its class would be certain of nothing but what it was told; of pixels there is
+something left to know.
 """
 
 # Shapes: ... rows and positions, K bins.

@@ -5,6 +5,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,10 +58,9 @@ def noise_of(rows: Tensor, side: int, seed: int) -> Callable[[int], Tensor]:
 
     def draw(step: int) -> Tensor:
         drawn = [
-            torch.randn(side, side, generator=torch.Generator().manual_seed((seed * 1009 + step) * 2**32 + row))
-            for row in rows.tolist()
+            np.random.default_rng((seed, step, row)).standard_normal((side, side), np.float32) for row in rows.tolist()
         ]
-        return torch.stack(drawn)
+        return torch.from_numpy(np.stack(drawn))
 
     return draw
 

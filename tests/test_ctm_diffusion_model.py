@@ -228,7 +228,9 @@ def test_all_models_are_judged_on_the_same_noise_whatever_the_batches():
     whole, parts = judged(40), judged(7)
     for left, right in zip(whole, parts, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-5)
-    level, _ = draw_noise(torch.arange(40), torch.Size([6, 6]), 20, 7)
+    level, noise = draw_noise(torch.arange(40), torch.Size([6, 6]), 20, 7)
+    assert len(noise.unique()) > 1400, "each row has noise of its own"
+    assert not torch.equal(noise, draw_noise(torch.arange(40), torch.Size([6, 6]), 20, 8)[1])
     assert np.bincount(level, minlength=20).min() >= 1, "levels are spread evenly"
     quality = noise_quality(whole, 20)
     assert quality.abstention[0].abstaining == 0

@@ -92,8 +92,13 @@ def judge_noise(
 def draw_noise(rows: Tensor, shape: torch.Size, levels: int, seed: int) -> tuple[Tensor, Tensor]:
     """A level for each row, evenly spread over any run of rows, and noise; both by the row's number."""
     level = (((rows + 1) * _GOLDEN + seed * _GOLDEN**2) % 1.0 * levels).long()
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed * 2**32 + int(row))) for row in rows]
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(_mixed(seed, int(row)))) for row in rows]
     return level, torch.stack(noise)
+
+
+def _mixed(seed: int, row: int) -> int:
+    """Of torch's generator on a CPU only 32 bits of a seed count."""
+    return (seed * 2_654_435_761 + row) % 2**32
 
 
 def _judge(

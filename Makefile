@@ -24,7 +24,7 @@ test: $(DEV)/ready
 	$(DEV)/bin/lint-imports
 	$(DEV)/bin/python -m protos.check
 	$(DEV)/bin/python docs/update_readme.py --check
-	$(DEV)/bin/python -m pytest --numprocesses=2 --dist=loadfile
+	$(DEV)/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 bench: $(DEV)/ready
 	$(DEV)/bin/python -m benchmarks.throughput --save

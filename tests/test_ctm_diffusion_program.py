@@ -159,7 +159,11 @@ CASES: dict[str, dict[str, Any]] = {
     "twice": {"twice": True},
     **{name: {name: settings} for name, settings in CONTROL.items()},
     **SENSES,
-    "senses and control": {"refine": True, **CONTROL, **_all_of(SENSES, "tracker", "granularity", "patcher", "jepa")},
+    "senses, wina": {
+        "refine": True,
+        "wina": WINAConfig(sparsity=0.5),
+        **_all_of(SENSES, "tracker", "granularity", "patcher", "jepa"),
+    },
     "wina": {"wina": WINAConfig(sparsity=0.5)},
     "linear attention": {"linear_attention": LinearAttentionConfig(key_width=4, exact=2)},
     "hierarchical": {"ticks": 6, "hierarchical": HierarchicalConfig(low_ticks=2, high_width=16, high_heads=2)},
@@ -167,16 +171,7 @@ CASES: dict[str, dict[str, Any]] = {
     "consciousness": {"consciousness": ConsciousnessConfig(start=0.4, threshold=1.2)},
 }
 # An export to ONNX takes seconds: parts that can be on together are exported together.
-IN_ONNX = (
-    "noise",
-    "senses and control",
-    "dynamic",
-    "wina",
-    "linear attention",
-    "hierarchical",
-    "reasoning",
-    "consciousness",
-)
+IN_ONNX = ("senses, wina", "dynamic", "linear attention", "hierarchical", "reasoning", "consciousness")
 
 
 @pytest.mark.parametrize(

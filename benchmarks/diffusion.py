@@ -29,7 +29,7 @@ from benchmarks.diffusion_samples import (
     settings_to_try,
 )
 from benchmarks.hardware import inspect
-from benchmarks.options import add_mnist_option
+from benchmarks.options import add_mnist_option, add_save_option
 from benchmarks.report import wide_console
 from benchmarks.runs import ROOT, train_command, train_once
 from benchmarks.statistics import spread
@@ -229,9 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample-seed", type=int, default=0, help="of the samples' noise [%(default)s]")
     parser.add_argument("--certain", nargs="*", type=float, default=[0.6, 0.7], help="thoughts end there [0.6 0.7]")
     parser.add_argument("--test", action="store_true", help="measure on the test rows [held-out rows]")
-    parser.add_argument(
-        "--save", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help="write results [benchmarks/results]"
-    )
+    add_save_option(parser, RESULTS)
     parser.add_argument(
         "--plot", type=Path, nargs="?", const=DOCS / "diffusion.png", metavar="FILE", help="draw [docs/diffusion.png]"
     )

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.hardware import inspect
 from benchmarks.hyper_plot import plot_claim
-from benchmarks.options import add_mnist_option
+from benchmarks.options import add_mnist_option, add_save_option
 from benchmarks.report import wide_console
 from benchmarks.runs import train_command, train_once
 from benchmarks.statistics import spread
@@ -200,14 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--updates", type=int, help="of each run [its configuration's]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="holds the runs' folders [%(default)s]")
     parser.add_argument("--test", action="store_true", help="measure on the test rows [held-out rows]")
-    parser.add_argument(
-        "--save",
-        type=Path,
-        nargs="?",
-        const=RESULTS,
-        metavar="FOLDER",
-        help="write results [benchmarks/results]",
-    )
+    add_save_option(parser, RESULTS)
     parser.add_argument(
         "--plot", type=Path, nargs="?", const=DOCS / "hyper.png", metavar="FILE", help="draw it [docs/hyper.png]"
     )

@@ -24,3 +24,10 @@ def add_mnist_option(parser: argparse.ArgumentParser) -> None:
         default=Path(found) if found else None,
         help="folder with MNIST's four files; else CTM_MNIST_DIR, else they are fetched",
     )
+
+
+def add_save_option(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """Whether results are written down, and where."""
+    parser.add_argument(
+        "--save", type=Path, nargs="?", const=folder, metavar="FOLDER", help="write results [benchmarks/results]"
+    )

@@ -63,13 +63,8 @@ def sample(
     Raises:
         ValueError: steps, eta, stride or a threshold is out of range; names it.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, got {stride}")
     threshold = model.diffusion.confidence_threshold if confidence_threshold is None else confidence_threshold
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"confidence_threshold must be in [0, 1], got {threshold}")
+    _check(eta, stride, threshold)
     plan = torch.tensor([*spaced_levels(model.diffusion.levels, steps), CLEAN], device=label_N.device)
     image = noise(0)
     eta_N, place_N, stride_N = torch.full(label_N.shape, eta, device=label_N.device), label_N * 0, label_N * 0 + 1
@@ -95,6 +90,16 @@ def sample(
         seen.append((estimate, *(value.new_zeros(label_N.shape).index_copy(0, on, value) for value in told)))
     estimates, certainties, abstained, ticks_used = (torch.stack(kept) for kept in zip(*seen, strict=True))
     return Samples(image, estimates, certainties, abstained, ticks_used, used_N)
+
+
+def _check(eta: float, stride: int, threshold: float) -> None:
+    """Raise ValueError for what is out of range."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, got {stride}")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"confidence_threshold must be in [0, 1], got {threshold}")
 
 
 def _guide(

@@ -5,12 +5,13 @@ DEV := .venv
 SERVE := .venv-serve
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test bench protos clean
+.PHONY: serve test test-deploy bench protos clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve   make an environment (no torch) and serve the models in model_store/"
 	@echo "make test    make the development environment and check everything"
+	@echo "make test-deploy   run the real TorchServe, Prometheus, proxies and clients against the server (see deploy/README.md)"
 	@echo "make bench   measure; see benchmarks/README.md"
 	@echo "make protos  regenerate the code in protos/"
 
@@ -25,6 +26,15 @@ test: $(DEV)/ready
 	$(DEV)/bin/python -m protos.check
 	$(DEV)/bin/python docs/update_readme.py --check
 	$(DEV)/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+# What a part of deploy/ needs, and the rest cannot live with, stands in an environment of its own.
+test-deploy: $(DEV)/ready $(patsubst deploy/%/requirements.txt,.venv-deploy/%/ready,$(wildcard deploy/*/requirements.txt))
+	$(DEV)/bin/python -m pytest deploy
+
+.venv-deploy/%/ready: deploy/%/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 bench: $(DEV)/ready
 	$(DEV)/bin/python -m benchmarks.throughput --save
@@ -43,4 +53,4 @@ $(SERVE)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(DEV) $(SERVE) build *.egg-info
+	rm -rf $(DEV) $(SERVE) .venv-deploy build *.egg-info

@@ -197,6 +197,7 @@ def test_samples_that_cannot_be(options, message):
         pytest.param({"side": 8, "bins": 1}, "bins and levels must be at least 2, got 1 and 200", id="bins"),
         pytest.param({"side": 8, "schedule": "sine"}, "must be one of linear, cosine, got 'sine'", id="schedule"),
         pytest.param({"side": 8, "confidence_threshold": 1.5}, "must be in [0, 1], got 1.5", id="threshold"),
+        pytest.param({"side": 8, "margin": -1}, "diffusion.margin must be a whole number of at least 0", id="margin"),
         pytest.param({"side": 8, "layers": 0}, "diffusion.layers must be a whole number of at least 1", id="layers"),
     ],
 )

@@ -91,6 +91,10 @@ class DiffusionConfig:
     patch: int = 2
     """[p] Pixels along each side of a patch; divides `side`. Both the thought and the denoiser see patches."""
 
+    margin: int = 0
+    """[m] Pixels on each side of a patch that its token is told of as well. Without any, attention has to find a
+    patch's neighbours before it can denoise across an edge, which takes it many updates."""
+
     classes: int = 10
     """Of which a sample can be asked for."""
 
@@ -200,6 +204,8 @@ class DiffusionConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"diffusion.{name} must be a whole number of at least 1, got {value!r}")
+        if isinstance(self.margin, bool) or not isinstance(self.margin, int) or self.margin < 0:
+            raise ValueError(f"diffusion.margin must be a whole number of at least 0, got {self.margin!r}")
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"diffusion.{name} must be in [0, 1], got {getattr(self, name)}")
@@ -243,6 +249,11 @@ class DiffusionConfig:
     def across(self) -> int:
         """Patches along each side."""
         return self.side // self.patch
+
+    @property
+    def window(self) -> int:
+        """[w] Pixels that a patch's token is told of: its own and those of the margin."""
+        return (self.patch + 2 * self.margin) ** 2
 
     @property
     def tokens(self) -> int:

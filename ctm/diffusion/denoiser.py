@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.denoiser_attention import HIDDEN, attend
-from ctm.diffusion.grid import cut, join
+from ctm.diffusion.grid import cut, join, windows
 from ctm.diffusion.level import level_code
 from ctm.diffusion.linear_attention import LinearAttention
 from ctm.diffusion.recompute import computed
@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
         super().__init__()
         width, area = config.width, config.patch**2
         self.config = config
-        self.patches = nn.Linear(area, width)
+        self.patches = nn.Linear(config.window, width)
         self.place = nn.Parameter(place_code(width, config.across, config.across, like=torch.empty(0)))
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(config.classes, width)
@@ -119,7 +119,7 @@ class Denoiser(nn.Module):
     def _begin(self, noisy: Tensor, level_N: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens, [N, P, E], and what all layers are told, [N, E]."""
         told_NE = self.level(level_code(level_N, self.config.width)) + self.label(label_N)
-        return self.patches(cut(noisy, self.config.patch)) + self.place, told_NE
+        return self.patches(windows(noisy, self.config.patch, self.config.margin)) + self.place, told_NE
 
     def _through(self, tokens: Tensor, condition_NE: Tensor, thought: "_Thought | None") -> Tensor:
         for layer in self.layers:

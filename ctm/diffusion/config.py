@@ -34,7 +34,7 @@ WATCHING = ("empathy", "emotion", "goal", "mirror")
 """What watches another thought."""
 _THINKING = ("hierarchical", "reasoning", "consciousness", "selection")
 _SEEING = ("refine", "tracker", "granularity", "patcher", "jepa")
-_SWITCHES = ("twice", *_SEEING, *_THINKING, "basal_ganglia", *WATCHING, "pipeline")
+_SWITCHES = (*_SEEING, *_THINKING, "basal_ganglia", *WATCHING, "pipeline")
 """What has no meaning without a thought."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
@@ -127,7 +127,8 @@ class DiffusionConfig:
 
     twice: bool = False
     """Whether the guided path is the base path, gone through the layers once more with the thought. Both then learn
-    from every row; the base path by the loss `base`."""
+    from every row; the base path by the loss `base`. A denoiser alone goes through its layers twice: as many
+    computations as a guided one, so that what a thought gains can be told from what a second round does."""
 
     base_share: float = 0.15
     """Share of the rows that are denoised without their thought while training: they teach the base path."""

@@ -95,7 +95,10 @@ class Denoiser(nn.Module):
         if guide is not None:
             return self.paths(noisy, level_N, label_N, guide).guided
         tokens, told_NE = self._begin(noisy, level_N, label_N)
-        return self._read(self._through(tokens, F.silu(told_NE), None), F.silu(told_NE))
+        condition_NE = F.silu(told_NE)
+        for _ in range(2 if self.config.twice and not self.config.guided else 1):
+            tokens = self._through(tokens, condition_NE, None)
+        return self._read(tokens, condition_NE)
 
     def paths(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide) -> Paths:
         """The guided prediction, and the base path's where it was on the way."""

@@ -50,6 +50,7 @@ ARMS = {
     "mnist-diffusion": "guided by a thought",
     "mnist-diffusion-base": "denoiser alone",
     "mnist-diffusion-twice": "denoiser alone, two rounds",
+    "mnist-diffusion-thoughtless": "the guided one's denoiser, two rounds without a thought",
 }
 SHARES = (0.1, 0.25, 0.5)
 """Of the row-steps, that should abstain."""

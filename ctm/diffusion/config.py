@@ -36,6 +36,8 @@ _THINKING = ("hierarchical", "reasoning", "consciousness", "selection")
 _SEEING = ("refine", "tracker", "granularity", "patcher", "jepa")
 _SWITCHES = (*_SEEING, *_THINKING, "basal_ganglia", *WATCHING, "pipeline")
 """What has no meaning without a thought."""
+_OF_THE_GRID = ("twice", "wina", "linear_attention")
+"""What the denoiser over dynamic patches does not do."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
 
@@ -239,8 +241,8 @@ class DiffusionConfig:
             consciousness=self.consciousness,
             selection=self.selection,
         )
-        if self.twice and self.dynamic is not None:
-            raise ValueError("diffusion.twice and diffusion.dynamic are of two denoisers, got both")
+        if self.dynamic is not None and (other := [name for name in _OF_THE_GRID if getattr(self, name)]):
+            raise ValueError(f"diffusion.{other[0]} and diffusion.dynamic are of two denoisers, got both")
         if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):
             raise ValueError(f"diffusion.{useless[0]} needs a thought, got guided = false")
         if self.linear_attention is not None:

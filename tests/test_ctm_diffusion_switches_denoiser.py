@@ -10,11 +10,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
-from small_diffusion import CORE, noisy_rows, small_model
+from small_diffusion import CORE, PATCHER, noisy_rows, small_model
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.linear_attention import LiveBytes
+from ctm.diffusion.bidirectional import BidirectionalConfig
+from ctm.diffusion.consciousness import ConsciousnessConfig
+from ctm.diffusion.hierarchical import HierarchicalConfig
 from ctm.diffusion.images import to_diffusion
 from ctm.diffusion.linear_attention import LinearAttentionConfig
 from ctm.diffusion.model import DiffusionLoss, EnhancedCTMDiffusion
@@ -40,6 +43,14 @@ SWITCHES = {
     "checkpoint_gradients": True,
     "pipeline": ON_CPU,
 }
+RECOMPUTED = {
+    "the plain core": {},
+    "hierarchical": {"ticks": 6, "hierarchical": HierarchicalConfig(low_ticks=2, high_width=16, high_heads=2)},
+    "reasoning": {"reasoning": BidirectionalConfig(max_moves=5, places=3, memory_width=6)},
+    "consciousness": {"consciousness": ConsciousnessConfig(start=0.4, threshold=1.2)},
+    "dynamic": {"guided": False, "dynamic": PATCHER, "layers": 6},
+}
+"""What has ticks or layers of its own."""
 TABLES = {
     "wina": {"sparsity": 0.5, "ramp": True},
     "linear_attention": {"key_width": 4, "exact": 4},
@@ -199,10 +210,20 @@ def test_a_way_of_training_changes_no_loss_and_no_gradient(switch, refine):
         torch.testing.assert_close(theirs[name] / scale, gradient / scale, atol=1e-6, rtol=0, msg=name)
 
 
-def test_recomputing_holds_fewer_bytes_at_once():
+@pytest.mark.parametrize("part", [part for part in RECOMPUTED if part != "the plain core"])
+def test_recomputing_changes_no_loss_and_no_gradient_of_any_core(part):
+    (loss, gradients), (other, theirs) = (
+        learned(checkpoint_gradients=again, **RECOMPUTED[part]) for again in (False, True)
+    )
+    torch.testing.assert_close(other.value, loss.value, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(theirs, gradients, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("part", RECOMPUTED)
+def test_recomputing_holds_fewer_bytes_at_once(part):
     peaks = {}
     for again in (False, True):
-        model = small_model(checkpoint_gradients=again).train()
+        model = small_model(checkpoint_gradients=again, **RECOMPUTED[part]).train()
         clean, labels = torch.rand(64, 6, 6) * 2 - 1, torch.arange(64) % 4
         with LiveBytes() as live:
             model(clean, labels).value.backward()

@@ -25,6 +25,7 @@ from ctm.diffusion.image_bytes import image_bytes
 from ctm.diffusion.level import level_code
 from ctm.diffusion.patches import cut
 from ctm.diffusion.ragged import Flattened, Layout, Padded
+from ctm.diffusion.recompute import computed
 
 _HIDDEN = -1e9
 """Added to a score: its weight is exactly 0."""
@@ -95,7 +96,7 @@ class DynamicDenoiser(nn.Module):
         tokens = self.token(layout.pool(F.gelu(known_NBE)).to(told_NE)) + self.length(layout.lengths)
         condition_NE = F.silu(told_NE)
         for layer in self.layers:
-            tokens = layer(tokens, condition_NE, layout, beside)
+            tokens = computed(layer, self.config.checkpoint_gradients, tokens, condition_NE, layout, beside)
         shift, scale = layout.told(self.last(condition_NE)).chunk(2, dim=-1)
         said_NBE = layout.spread(self.back(_modulate(self.norm(tokens), shift, scale)))
         pixel_NB1 = self.pixel(F.gelu(said_NBE + self.value_back(value_NB1) + self.place_back))

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from ctm.attention import Attention, Context, MaskedContext
 from ctm.certainty import certainty
 from ctm.config import CTMConfig
+from ctm.diffusion.recompute import computed
 from ctm.diffusion.root_betas import RootBetas, root_betas
 from ctm.model import CTM, Thoughts, TickOutput
 from ctm.sync import Synchronisation, select_pairs
@@ -147,16 +148,23 @@ class HierarchicalCTM(nn.Module):
         cycles_B = state.ticks_done.div(low_ticks, rounding_mode="floor").clamp(max=tables.out.shape[0] - 1)
         return state, self._read(state, F.embedding(cycles_B, tables.out), low)
 
-    def ticks(self, context: Context | MaskedContext, rows: int) -> Iterator[tuple[HierarchicalState, TickOutput]]:
-        """Tick after tick, without end, of rows that keep time: no high level is computed in vain."""
+    def ticks(
+        self, context: Context | MaskedContext, rows: int, *, again: bool = False
+    ) -> Iterator[tuple[HierarchicalState, TickOutput]]:
+        """Tick after tick, without end, of rows that keep time: no high level is computed in vain.
+
+        Args:
+            again: whether ticks are computed once more for the backward pass, see `recompute`.
+        """
         state, low_ticks = self.start(rows), self.hierarchy.low_ticks
         action, beta_out = root_betas(self.core.action_sync, low_ticks), torch.ones_like(state.out_sum[0])
         for done in count():
             place = done % low_ticks
-            state, low = self._low(context, state, torch.tensor(place, device=state.post.device), action[place])
+            here = torch.tensor(place, device=state.post.device)
+            state, low = computed(self._low, again, context, state, here, action[place])
             if place == low_ticks - 1:
-                state, beta_out = self._high(state), 1 + self.core.out_sync.keep() * beta_out
-            yield state, self._read(state, beta_out.sqrt(), low)
+                state, beta_out = computed(self._high, again, state), 1 + self.core.out_sync.keep() * beta_out
+            yield state, computed(self._read, again, state, beta_out.sqrt(), low)
 
     def forward(self, inputs: Tensor, *, ticks: int | None = None) -> Thoughts:
         """Think about every row for the same number of low ticks, `config.ticks` unless given."""

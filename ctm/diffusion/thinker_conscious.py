@@ -20,6 +20,7 @@ from ctm import program
 from ctm.attention import Context, MaskedContext
 from ctm.certainty import certainty
 from ctm.diffusion.consciousness import ConsciousnessConfig, ConsciousnessController, attentive, surprise
+from ctm.diffusion.recompute import computed
 from ctm.diffusion.thinker import Moment, Thinker
 from ctm.diffusion.thinker_program import masked
 from ctm.model import CTM, RootBeta, State
@@ -52,7 +53,7 @@ class ConsciousThinker(Thinker):
     def ticks(self, context: Context | MaskedContext, rows: int) -> Iterator[Moment]:
         state, awareness = self.start(rows)
         for root_beta in islice(self.core.root_betas(), self.config.ticks):
-            state, awareness, moment, _ = self.tick(context, state, awareness, root_beta)
+            state, awareness, moment, _ = computed(self.tick, self.recomputes, context, state, awareness, root_beta)
             yield moment
 
     def tick(

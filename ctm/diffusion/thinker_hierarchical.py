@@ -31,7 +31,7 @@ class HierarchicalThinker(Thinker):
         return self.model.core
 
     def ticks(self, context: Context | MaskedContext, rows: int) -> Iterator[Moment]:
-        for state, seen in islice(self.model.ticks(context, rows), self.config.ticks):
+        for state, seen in islice(self.model.ticks(context, rows, again=self.recomputes), self.config.ticks):
             yield Moment(seen.prediction, seen.certainty, torch.cat([seen.sync_out, state.post], dim=-1))
 
     def state_specs(self) -> tuple[TensorSpec, ...]:

@@ -19,6 +19,7 @@ from ctm.certainty import most_certain
 from ctm.diffusion import reasoning
 from ctm.diffusion.bidirectional import Walk, ending_chances, gumbel_noise
 from ctm.diffusion.reasoning import MoveOutput, ReasoningCTM
+from ctm.diffusion.recompute import computed
 from ctm.diffusion.root_betas import RootBetas
 from ctm.diffusion.thinker import BinsLoss, Moment, Musings, Thinker, bins_error
 from ctm.diffusion.thinker_program import masked
@@ -42,7 +43,7 @@ class ReasoningThinker(Thinker):
         walk, tables = self.model.start(rows), self.model.tables()
         for _ in range(self.config.ticks):
             noise = gumbel_noise((rows, 3)).to(context.keys.device) if self.training else None
-            walk, seen = self.model.tick(context, walk, tables, noise)
+            walk, seen = computed(self.model.tick, self.recomputes, context, walk, tables, noise)
             done = seen.gate if self.training else seen.done
             yield Moment(seen.prediction, seen.certainty, _guide(seen), done)
 

@@ -16,6 +16,7 @@ import pytest
 from fake_bundle import describe, read_manifest, write_manifest
 from prometheus_client import CollectorRegistry
 from published import publish_copy
+from scripted import ScriptedChain
 
 from serving.backends.load import load_backend
 from serving.errors import REFUSALS, BundleRefused, InstallationLacks, UnknownModel
@@ -79,12 +80,20 @@ async def open_shelf(tiny_store: Path, store: Path, **settings: object) -> Async
         await library.stage.close()
 
 
-def ask(served: Served, rows: int = 1) -> Outbox:
-    """A request that runs all of its ticks."""
+def ask(served: Served, rows: int = 1, links: int = 0) -> Outbox:
+    """A request of some rows, each a chain of so many links if that is said."""
     features = np.random.default_rng(0).normal(size=(rows, 4, 6)).astype(np.float32)
-    stop = served.bundle.stop
+    following = [[{"features": features[row : row + 1]}] * (links - 1) for row in range(rows)]
     return served.runner.submit(
-        Request(request_id="", inputs={"features": features}, rows=rows, stop=stop, abstain_below=0.0, arrival=0.0)
+        Request(
+            request_id="",
+            inputs={"features": features},
+            rows=rows,
+            stop=served.bundle.stop,
+            abstain_below=0.0,
+            arrival=0.0,
+            chain=ScriptedChain(*following) if links else None,
+        )
     )
 
 
@@ -119,6 +128,18 @@ class TestFollowing:
         assert shelf.versions_with_metrics() == {"tiny/2"}
         assert shelf.states() == {"tiny/1": "UNAVAILABLE", "tiny/2": "READY"}
         assert set(shelf.changes) == {"tiny"}
+
+    async def test_a_chain_keeps_the_version_it_began_with_however_long_its_reader_takes(self, shelf):
+        shelf.publish(version=1)
+        await shelf.library.start()
+        old = shelf.library.models.find("tiny", 0)
+        chain = ask(old, links=100)
+        shelf.publish(version=2)
+        await shelf.library.refresh()
+        await until(lambda: old.runner.engine.scheduler.idle)
+        assert shelf.states() == {"tiny/1": "UNLOADING", "tiny/2": "READY"}, "parked until it is read"
+        assert await answers(chain) == 100
+        await shelf.all_gone()
 
     async def test_the_store_is_looked_at_without_being_asked(self, tiny_store, tmp_path):
         async with open_shelf(tiny_store, tmp_path, store_poll_seconds=0.02) as shelf:

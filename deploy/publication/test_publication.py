@@ -116,7 +116,7 @@ async def test_twenty_publications_under_load_refuse_nothing_fail_nothing_and_le
         # Each version has an engine thread; a few more are the event loop's own helpers, which it keeps.
         assert status(server, "Threads") - threads < PUBLICATIONS / 2
         found = await metrics(server)
-        versions = {labels["version"] for samples in found.values() for labels, _ in samples if "version" in labels}
+        versions = {labels["version"] for samples in found.values() for labels, _ in samples if "model" in labels}
         assert versions - {"0"} == {str(version)}, "0 stands for requests that name no version there is"
         rejections = {labels["reason"]: value for labels, value in found["ctm_rejections_total"] if value}
         assert rejections == {"unknown_model": PUBLICATIONS + 1}

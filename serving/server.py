@@ -1,13 +1,15 @@
 """Startup, serving, drain: the parts put together and taken down again in order.
 
 start:  store -> backends -> engine threads -> gRPC and HTTP ports -> SERVING
-drain:  NOT_SERVING -> running thoughts finish -> gRPC calls end -> engine threads end -> HTTP port closes
+drain:  NOT_SERVING -> balancers look elsewhere -> running thoughts finish -> gRPC calls end -> engine threads end
+        -> HTTP port closes
 """
 
 import asyncio
 import logging
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 
 import grpc
@@ -56,6 +58,7 @@ class Server:
         self._http = SidePort(self._registry, lambda: self._not_ready, lambda: self._broken)
         self._health = health.HealthServicer()
         self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
 
     async def start(self) -> None:
         """Open the HTTP port, load every model, then open the gRPC port.
@@ -76,7 +79,7 @@ class Server:
         log.info("serving", extra={"address": self._bound_address(), "http_port": self.http_port})
 
     async def run(self) -> None:
-        """Start, and serve until SIGTERM or SIGINT; then drain. A second signal ends the grace at once."""
+        """Start, and serve until SIGTERM or SIGINT; then drain. A second signal ends delay and grace at once."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
@@ -89,13 +92,17 @@ class Server:
             signal.signal(number, signal.SIG_IGN)
 
     async def drain(self) -> None:
-        """Finish what runs within the grace period, then close."""
+        """Say that this server goes, take requests for the delay, finish what runs within the grace, then close."""
         begin = time.monotonic()
         self._not_ready = "shutting down"
         await self._health.enter_graceful_shutdown()
-        log.info("draining", extra={"grace_seconds": self.config.grace_seconds})
+        delay, grace = self.config.drain_delay_seconds, self.config.grace_seconds
+        log.info("draining", extra={"delay_seconds": delay, "grace_seconds": grace})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), delay)
+            grace = 0.0
         runners = [served.runner for served in self.models]
-        await asyncio.gather(*(runner.drain(self.config.grace_seconds) for runner in runners))
+        await asyncio.gather(*(runner.drain(grace) for runner in runners))
         self._thinker.hang_up()
         await self._grpc.stop(_LAST_CALLS_SECONDS)
         await asyncio.gather(*(runner.close() for runner in runners))
@@ -104,6 +111,7 @@ class Server:
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
+            self._hurry.set()
             for served in self.models:
                 served.runner.end_all()
         self._stop.set()

@@ -83,29 +83,31 @@ def test_the_objects_are_what_their_published_schemas_say(folder, script):
 
 
 @pytest.mark.parametrize(
-    ("folder", "script", "right", "wrong", "complaint"),
+    ("folder", "script", "slips"),
     [
         pytest.param(
-            ".", "check_objects.py", "maxSurge: 1", "maxSurges: 1", "maxSurges", id="a field that Kubernetes has not"
+            ".",
+            "check_objects.py",
+            {"maxSurge: 1": "maxSurges: 1", "minReplicas: 2": "minReplicas: two"},
+            id="Kubernetes",
         ),
         pytest.param(
-            ".", "check_objects.py", "minReplicas: 2", "minReplicas: two", "'two' is not", id="a word for a number"
-        ),
-        pytest.param(
-            "kserve", "check_kserve.py", "storageUri", "storageURL", "storageURL", id="a field KServe has not"
-        ),
-        pytest.param("kserve", "check_kserve.py", "minReplicas: 2", "minReplicas: two", "'two'", id="KServe's number"),
-        pytest.param(
-            "kserve", "check_kserve.py", "supportedModelFormats", "multiModels", "multiModels", id="KServe's runtime"
+            "kserve",
+            "check_kserve.py",
+            {"storageUri": "storageURL", "minReplicas: 2": "minReplicas: two", "supportedModelFormats": "modelFormats"},
+            id="KServe",
         ),
     ],
 )
-def test_the_checks_find_what_is_wrong(folder, script, right, wrong, complaint):
+def test_the_checks_find_what_is_wrong(folder, script, slips):
     documents = rendered(folder)
-    assert right in documents
-    status, lines = checked(script, documents.replace(right, wrong, 1))
+    for right, wrong in slips.items():
+        assert right in documents
+        documents = documents.replace(right, wrong, 1)
+    status, lines = checked(script, documents)
     assert status == 1
-    assert complaint in lines
+    for wrong in slips.values():
+        assert re.split(r": ?", wrong)[-1 if "two" in wrong else 0] in lines
 
 
 def test_the_settings_are_settings_of_the_server_and_its_ports_those_of_the_pod(settings, container, monkeypatch):
@@ -179,6 +181,52 @@ def test_what_the_autoscaler_reads_is_made_of_metrics_that_the_server_has(object
         named = re.findall(r"\bctm_\w+", rule["seriesQuery"] + rule["metricsQuery"])
         assert named
         assert set(named) <= known
+
+
+def test_prometheus_computes_what_the_adapter_will_ask_it(tmp_path):
+    promtool = which("promtool")
+    assert promtool, "promtool is missing: Debian's package prometheus brings it"
+    rules = yaml.safe_load((HERE / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    queries = {rule["name"]["as"]: asked(rule, 'namespace="models",pod=~"busy|idle"') for rule in rules}
+    pods = {  # per minute: 600 ticks of 24 of 32 slots; and none
+        "busy": {
+            "ctm_thoughts_waiting": "6+0x10",
+            "ctm_occupancy_ratio_sum": "0+450x10",
+            "ctm_occupancy_ratio_count": "0+600x10",
+        },
+        "idle": dict.fromkeys(
+            ["ctm_thoughts_waiting", "ctm_occupancy_ratio_sum", "ctm_occupancy_ratio_count"], "0+0x10"
+        ),
+        "somebody else's": {"ctm_thoughts_waiting": "99+0x10"},
+    }
+    series = [
+        {"series": f'{name}{{namespace="models",pod="{pod}",model="{model}"}}', "values": values}
+        for pod, names in pods.items()
+        for name, values in names.items()
+        for model in ("one", "other")
+    ]
+    expected = {
+        "ctm_thoughts_waiting": {"busy": 12, "idle": 0},
+        "ctm_occupancy": {"busy": 0.75, "idle": 0},
+    }
+    tests = [
+        {
+            "expr": queries[name],
+            "eval_time": "8m",
+            "exp_samples": [{"labels": f'{{pod="{pod}"}}', "value": value} for pod, value in values.items()],
+        }
+        for name, values in expected.items()
+    ]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"tests": [{"interval": "30s", "input_series": series, "promql_expr_test": tests}]}))
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def asked(rule: dict[str, Any], matchers: str) -> str:
+    """The query that the adapter sends for the pods of a Deployment."""
+    query = rule["metricsQuery"].replace("<<.Series>>", re.match(r"\w+", rule["seriesQuery"])[0])
+    return query.replace("<<.LabelMatchers>>", matchers).replace("<<.GroupBy>>", "pod")
 
 
 def test_the_pod_has_no_rights_that_it_does_not_need(deployment, container):

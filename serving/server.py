@@ -1,13 +1,15 @@
 """Startup, serving, drain: the parts put together and taken down again in order.
 
 start:  HTTP port -> models of the store -> gRPC port -> SERVING
-drain:  NOT_SERVING -> running thoughts finish -> gRPC calls end -> engine threads end -> HTTP port closes
+drain:  NOT_SERVING -> balancers look elsewhere -> running thoughts finish -> gRPC calls end -> engine threads end
+        -> HTTP port closes
 """
 
 import asyncio
 import logging
 import signal
 import time
+from contextlib import suppress
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -47,6 +49,7 @@ class Server:
         self._http = SidePort(self._registry, self._not_ready, lambda: self.library.stage.broken)
         self._health = health.HealthServicer()
         self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
 
     async def start(self) -> None:
         """Open the HTTP port, load every model, then open the gRPC port.
@@ -66,7 +69,7 @@ class Server:
         log.info("serving", extra={"address": self._bound_address(), "http_port": self.http_port})
 
     async def run(self) -> None:
-        """Start, and serve until SIGTERM or SIGINT; then drain. A second signal ends the grace at once."""
+        """Start, and serve until SIGTERM or SIGINT; then drain. A second signal ends delay and grace at once."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
@@ -79,13 +82,17 @@ class Server:
             signal.signal(number, signal.SIG_IGN)
 
     async def drain(self) -> None:
-        """Finish what runs within the grace period, then close."""
+        """Say that this server goes, take requests for the delay, finish what runs within the grace, then close."""
         begin = time.monotonic()
         self._phase = "shutting down"
         self.library.stop_following()
         await self._health.enter_graceful_shutdown()
-        log.info("draining", extra={"grace_seconds": self.config.grace_seconds})
-        await self.library.stage.drain(self.config.grace_seconds)
+        delay, grace = self.config.drain_delay_seconds, self.config.grace_seconds
+        log.info("draining", extra={"delay_seconds": delay, "grace_seconds": grace})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), delay)
+            grace = 0.0
+        await self.library.stage.drain(grace)
         self._thinker.hang_up()
         await self._grpc.stop(_LAST_CALLS_SECONDS)
         await self.library.stage.close()
@@ -94,6 +101,7 @@ class Server:
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
+            self._hurry.set()
             self.library.stage.end_all()
         self._stop.set()
 

@@ -108,8 +108,10 @@ class ServerConfig(_Config):
     """How often to look for versions that came into the store or left it; 0 never does."""
     leave_seconds: float = Field(default=600.0, ge=0)
     """How long thoughts of a version that leaves may finish; then they answer with what they have."""
+    drain_delay_seconds: float = Field(default=0.0, ge=0)
+    """How long requests are still taken after SIGTERM, while balancers learn from the health service to send none."""
     grace_seconds: float = Field(default=30.0, ge=0)
-    """How long running thoughts may finish after SIGTERM."""
+    """How long running thoughts may finish after that."""
     reflection: bool = False
     """Let clients ask for the protocol (gRPC reflection)."""
     max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**31 - 1)

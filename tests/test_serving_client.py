@@ -303,6 +303,28 @@ def test_models_are_listed_and_described(thinker: FakeThinker):
             client.get_model("letters")
 
 
+def test_a_client_that_balances_asks_every_address_that_serves_and_no_other(thinker: FakeThinker):
+    with served(FakeThinker()) as other, Client(f"ipv4:{thinker.address},{other.address}", balance=True) as client:
+
+        def asked_until(enough: Callable[[list[int]], bool]) -> None:
+            """Ask until the numbers of requests that each got, of the last eight, are as wished."""
+            until = time.monotonic() + 30
+            while True:
+                before = [len(thinker.asked), len(other.asked)]
+                for _ in range(8):
+                    client.answer("digits", images())
+                got = [now - so_far for now, so_far in zip([len(thinker.asked), len(other.asked)], before, strict=True)]
+                if enough(got):
+                    return
+                assert time.monotonic() < until, got
+
+        asked_until(lambda got: got == [4, 4])
+        thinker.health.set("", HealthCheckResponse.NOT_SERVING)
+        asked_until(lambda got: got == [0, 8])
+        thinker.health.set("", HealthCheckResponse.SERVING)
+        asked_until(lambda got: got == [4, 4])
+
+
 def test_ready_is_waited_for(thinker: FakeThinker):
     thinker.health.set("", HealthCheckResponse.NOT_SERVING)
     threading.Timer(0.15, thinker.health.set, ("", HealthCheckResponse.SERVING)).start()

@@ -96,6 +96,7 @@ def test_what_others_put_into_the_environment_is_left_alone(monkeypatch):
         pytest.param(["--address", "[::1]:0"], "address", "[::1]:0", id="IPv6"),
         pytest.param(["--address", "ctm.example:65535"], "address", "ctm.example:65535", id="a host"),
         pytest.param(["--grace-seconds", "0"], "grace_seconds", 0.0, id="no grace"),
+        pytest.param(["--drain-delay-seconds", "5"], "drain_delay_seconds", 5.0, id="a delay before the drain"),
         pytest.param(["--version-policy", "latest:3"], "version_policy", "latest:3", id="three versions"),
         pytest.param(["--version-policy", "all"], "version_policy", "all", id="all versions"),
         pytest.param(

@@ -146,6 +146,25 @@ async def test_a_second_signal_ends_the_grace_at_once(tiny_store):
         assert time.monotonic() - begin < 30
 
 
+async def test_a_server_that_goes_says_so_first_and_takes_requests_for_the_delay(tiny_store):
+    async with (
+        served(tiny_store, "--drain-delay-seconds", "300") as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        stub, health = pb_grpc.ThinkerStub(channel), health_pb2_grpc.HealthStub(channel)
+        server.process.send_signal(signal.SIGTERM)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="tiny"))
+        async for update in watch:
+            if update.status == NOT_SERVING:
+                break
+        watch.cancel()
+        assert await get(f"{server.http}/readyz") == (503, "shutting down\n")
+        assert len(await answers(stub, think(rows=3))) == 3
+        begin = time.monotonic()
+        assert await server.stop() == 0, "a second signal ends the delay"
+        assert time.monotonic() - begin < 200
+
+
 async def test_a_burst_of_calls_is_served_and_not_cut_off(tiny_store):
     async with served(tiny_store, "--engine.max-waiting", "4096") as server:
         async with grpc.aio.insecure_channel(server.address) as channel:

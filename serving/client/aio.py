@@ -39,13 +39,15 @@ class AsyncClient:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         retries: int = 0,
+        balance: bool = False,
     ) -> None:
         self.address = address
         self._retries = retries
+        options = channel.BALANCED if balance else channel.OPTIONS
         self._channel = (
-            grpc.aio.secure_channel(address, credentials, channel.OPTIONS)
+            grpc.aio.secure_channel(address, credentials, options)
             if credentials
-            else grpc.aio.insecure_channel(address, channel.OPTIONS)
+            else grpc.aio.insecure_channel(address, options)
         )
         # One class serves both kinds of channel; only the type stubs know two.
         self._stub = cast("pb_grpc.ThinkerAsyncStub", pb_grpc.ThinkerStub(self._channel))

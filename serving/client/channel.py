@@ -1,9 +1,22 @@
 """How a client's connection is set up."""
 
+import json
+from typing import Any
+
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-OPTIONS = (("grpc.max_receive_message_length", -1),)
+OPTIONS: tuple[tuple[str, Any], ...] = (("grpc.max_receive_message_length", -1),)
 """Predictions and details of many rows outgrow gRPC's 4 MB; the server bounds what it sends."""
+
+BALANCED: tuple[tuple[str, Any], ...] = (
+    *OPTIONS,
+    (
+        "grpc.service_config",
+        # A server that drains says so to whoever watches its health, and from then on gets no more of their calls.
+        json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}),
+    ),
+)
+"""The same over every address that a name has and that says it serves, call by call."""
 
 CALL_SECONDS = 10.0
 """For the calls that answer at once."""

@@ -43,6 +43,8 @@ class Client:
         credentials: for TLS; None speaks plain text.
         retries: how often a request is sent again that the server had no room or was not ready for, after the time it
             suggests. Never once its first event has arrived.
+        balance: spread the calls over all addresses of the name that say they serve (`dns:///ctm-serving-replicas:50051`);
+            otherwise they all go to one of them.
     """
 
     def __init__(
@@ -51,13 +53,15 @@ class Client:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         retries: int = 0,
+        balance: bool = False,
     ) -> None:
         self.address = address
         self._retries = retries
+        options = channel.BALANCED if balance else channel.OPTIONS
         self._channel = (
-            grpc.secure_channel(address, credentials, channel.OPTIONS)
+            grpc.secure_channel(address, credentials, options)
             if credentials
-            else grpc.insecure_channel(address, channel.OPTIONS)
+            else grpc.insecure_channel(address, options)
         )
         self._stub = pb_grpc.ThinkerStub(self._channel)
 

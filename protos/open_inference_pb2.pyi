@@ -897,6 +897,8 @@ global___RepositoryIndexResponse = RepositoryIndexResponse
 
 @typing.final
 class RepositoryModelLoadRequest(google.protobuf.message.Message):
+    """KServe's clients send the model's name in the first field, and read the answer's; Triton's send and read none there."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
@@ -939,9 +941,17 @@ global___RepositoryModelLoadRequest = RepositoryModelLoadRequest
 class RepositoryModelLoadResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    MODEL_NAME_FIELD_NUMBER: builtins.int
+    ISLOADED_FIELD_NUMBER: builtins.int
+    model_name: builtins.str
+    isLoaded: builtins.bool
     def __init__(
         self,
+        *,
+        model_name: builtins.str = ...,
+        isLoaded: builtins.bool = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["isLoaded", b"isLoaded", "model_name", b"model_name"]) -> None: ...
 
 global___RepositoryModelLoadResponse = RepositoryModelLoadResponse
 
@@ -989,9 +999,17 @@ global___RepositoryModelUnloadRequest = RepositoryModelUnloadRequest
 class RepositoryModelUnloadResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    MODEL_NAME_FIELD_NUMBER: builtins.int
+    ISUNLOADED_FIELD_NUMBER: builtins.int
+    model_name: builtins.str
+    isUnloaded: builtins.bool
     def __init__(
         self,
+        *,
+        model_name: builtins.str = ...,
+        isUnloaded: builtins.bool = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["isUnloaded", b"isUnloaded", "model_name", b"model_name"]) -> None: ...
 
 global___RepositoryModelUnloadResponse = RepositoryModelUnloadResponse
 

@@ -22,6 +22,8 @@ from serving.config import ServerConfig
 from serving.engine import Engine, StepReport
 from serving.errors import BundleRefused
 from serving.http import SidePort
+from serving.inference import service as inference
+from serving.inference.repository import Indexed
 from serving.metrics import Metrics
 from serving.models import Models, Served
 from serving.rpc import SERVICE, Thinker, register
@@ -70,7 +72,7 @@ class Server:
         await self._grpc.start()
         for served in self.models:
             await self._set_health(served.bundle.name, serving=True)
-        for name in ("", SERVICE):
+        for name in ("", SERVICE, inference.SERVICE):
             await self._set_health(name, serving=True)
         self._not_ready = None
         log.info("serving", extra={"address": self._bound_address(), "http_port": self.http_port})
@@ -97,6 +99,7 @@ class Server:
         runners = [served.runner for served in self.models]
         await asyncio.gather(*(runner.drain(self.config.grace_seconds) for runner in runners))
         self._thinker.hang_up()
+        self._inference.hang_up()
         await self._grpc.stop(_LAST_CALLS_SECONDS)
         await asyncio.gather(*(runner.close() for runner in runners))
         await self._http.stop()
@@ -180,9 +183,25 @@ class Server:
             on_refusal=self._metrics.rejected,
         )
         register(self._thinker, server)
+        self._inference = inference.Inference(
+            self.models,
+            submit=self._thinker.submit,
+            counts=self._metrics.counts,
+            library=_Loaded(self.models),
+            ready=lambda: self._not_ready is None,
+            alive=lambda: self._broken is None,
+            max_rows=engine.max_rows,
+            max_stream_requests=engine.max_waiting + engine.num_slots,
+            version_policy=config.version_policy,
+            control=config.repository_control,
+            on_refusal=self._metrics.rejected,
+        )
+        inference.register(self._inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if config.reflection:
-            reflection.enable_server_reflection((SERVICE, _HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+            reflection.enable_server_reflection(
+                (SERVICE, inference.SERVICE, _HEALTH_SERVICE, reflection.SERVICE_NAME), server
+            )
         try:
             self.port = server.add_insecure_port(config.address)
         except RuntimeError as error:
@@ -206,10 +225,26 @@ class Server:
     def _mark_dead(self, bundle: Bundle) -> None:
         """An engine broke an invariant of its own. The others serve on until somebody restarts the process."""
         self._broken = self._not_ready = f"the engine of {bundle} has failed"
-        for name in (bundle.name, "", SERVICE):
+        for name in (bundle.name, "", SERVICE, inference.SERVICE):
             task = asyncio.get_running_loop().create_task(self._set_health(name, serving=False))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+
+class _Loaded:
+    """Stands for the library, which is to come."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def load(self, name: str) -> None:
+        raise BundleRefused(name)
+
+    async def unload(self, name: str) -> None:
+        raise BundleRefused(name)
+
+    def index(self) -> list[Indexed]:
+        return []
 
 
 def _process_registry() -> CollectorRegistry:

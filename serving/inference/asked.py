@@ -1,0 +1,103 @@
+"""What a caller of the Open Inference Protocol asks for: the request that `Think` would take, and how to answer it."""
+
+import re
+from dataclasses import dataclass
+from math import prod
+
+from protos import ctm_serving_pb2 as pb
+from protos import open_inference_pb2 as oip
+from serving.bundle import Bundle
+from serving.diffusion.contract import LABEL
+from serving.inference.outputs import is_chain, outputs_of
+from serving.inference.parameters import EMPTY_FINAL, flag, write_parameters
+from serving.inference.tensors import check_tensor_parameters, input_tensors
+from serving.mismatch import Mismatch, listing, quote
+from serving.tensors import datatype
+from serving.text.contract import PROMPT
+
+_TEXT_INPUTS = 3  # a text, or tokens with or without their length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A request, not yet checked against its model but for the form of it."""
+
+    think: pb.ThinkRequest
+    outputs: frozenset[str]
+    """Wanted of the last response; empty: all."""
+    raw: bool
+    """Whether outputs go out as bytes: as the inputs came."""
+    predictions: bool
+    """Whether ticks, and answers on the way, are to show theirs."""
+    empty_final: bool
+    """Whether a stream's last response is one without outputs."""
+
+
+def version_number(text: str) -> int:
+    """The version of that name; 0, the newest, of an empty one.
+
+    Raises:
+        Mismatch: there can be none.
+    """
+    if text and not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise Mismatch("model version", quote(text), "a whole number from 1, or none for the newest")
+    return int(text or 0)
+
+
+def parse(message: oip.ModelInferRequest, bundle: Bundle, *, max_rows: int, streams: bool) -> Asked:
+    """Read a request for this bundle.
+
+    Args:
+        streams: whether there may be responses before the last.
+
+    Raises:
+        Mismatch: it cannot be read, asks for outputs that there are not, or for ticks where there is one response.
+    """
+    think = pb.ThinkRequest(request_id=message.id, model=bundle.name, version=bundle.version)
+    write_parameters(message.parameters, think)
+    outputs = _outputs(message, bundle)
+    predictions = think.stream.predictions
+    if not streams:
+        if think.stream.every:
+            raise Mismatch("parameter 'every'", think.stream.every, "0: ModelStreamInfer alone sends ticks")
+        think.stream.every = 0
+        if bundle.diffusion is not None:
+            think.chain.options["every"].integer = 0  # nobody sees the images on the way
+    if is_chain(bundle) and (not streams or bundle.program.prediction.name in outputs):
+        think.stream.predictions = True  # else a chain has forgotten them when it ends
+    specs = bundle.program.inputs
+    inputs = input_tensors(
+        message,
+        most_inputs=max(len(specs), _TEXT_INPUTS),
+        most_values=max_rows * max(prod(spec.shape) for spec in specs),
+    )
+    think.inputs.extend(inputs)
+    return Asked(
+        think=think,
+        outputs=outputs,
+        raw=bool(message.raw_input_contents),
+        predictions=predictions,
+        empty_final=flag(message.parameters, EMPTY_FINAL),
+    )
+
+
+def inputs_of(bundle: Bundle) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What a request must hold, datatype and one row's shape by name: the simplest that text and diffusion take."""
+    if bundle.text is not None:
+        return {PROMPT: ("BYTES", ())}
+    if bundle.diffusion is not None:
+        return {LABEL: ("INT64", ())}
+    return {spec.name: (datatype(spec.dtype), spec.shape) for spec in bundle.program.inputs}
+
+
+def _outputs(message: oip.ModelInferRequest, bundle: Bundle) -> frozenset[str]:
+    known = outputs_of(bundle)
+    found: set[str] = set()
+    for output in message.outputs:
+        if output.name not in known:
+            raise Mismatch("outputs", quote(output.name), f"of {listing(known)}")
+        if output.name in found:
+            raise Mismatch("outputs", f"{quote(output.name)} twice", "each output once")
+        check_tensor_parameters(f"output {quote(output.name)}", output.parameters)
+        found.add(output.name)
+    return frozenset(found)

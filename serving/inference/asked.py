@@ -68,6 +68,7 @@ def parse(message: oip.ModelInferRequest, bundle: Bundle, *, max_rows: int, stre
     specs = bundle.program.inputs
     inputs = input_tensors(
         message,
+        singles={PROMPT, *(spec.name for spec in specs if not spec.shape)},
         most_inputs=max(len(specs), _TEXT_INPUTS),
         most_values=max_rows * max(prod(spec.shape) for spec in specs),
     )
@@ -82,12 +83,15 @@ def parse(message: oip.ModelInferRequest, bundle: Bundle, *, max_rows: int, stre
 
 
 def inputs_of(bundle: Bundle) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What a request must hold, datatype and one row's shape by name: the simplest that text and diffusion take."""
+    """What a request must hold, datatype and one row's shape by name: the simplest that text and diffusion take.
+
+    A single value has the shape [1], because Triton's tools cannot send one without a shape; [] will do as well.
+    """
     if bundle.text is not None:
-        return {PROMPT: ("BYTES", ())}
+        return {PROMPT: ("BYTES", (1,))}
     if bundle.diffusion is not None:
-        return {LABEL: ("INT64", ())}
-    return {spec.name: (datatype(spec.dtype), spec.shape) for spec in bundle.program.inputs}
+        return {LABEL: ("INT64", (1,))}
+    return {spec.name: (datatype(spec.dtype), spec.shape or (1,)) for spec in bundle.program.inputs}
 
 
 def _outputs(message: oip.ModelInferRequest, bundle: Bundle) -> frozenset[str]:

@@ -53,7 +53,7 @@ def model_config(served: Served, *, max_rows: int, version_policy: str) -> oip.M
         dynamic_batching=oip.ModelDynamicBatching(
             priority_levels=PRIORITY_LEVELS, default_priority_level=DEFAULT_PRIORITY
         ),
-        model_transaction_policy=oip.ModelTransactionPolicy(decoupled=True),
+        model_transaction_policy=oip.ModelTransactionPolicy(decoupled=False),
     )
     if (most := newest(version_policy)) is None:
         config.version_policy.all.SetInParent()

@@ -71,8 +71,7 @@ def answer_columns(answer: Answer, bundle: Bundle, *, predictions: bool) -> Colu
     columns: dict[str, Array | list[str]] = {"row": _whole([answer.row])}
     if is_chain(bundle):
         columns["link"] = _whole([answer.link])
-    columns |= _shared_columns([answer], bundle, predictions=predictions)
-    columns["ticks_used"] = _whole([answer.ticks_used])
+    columns |= _shared_columns([answer], [answer.ticks_used], bundle, predictions=predictions)
     if is_chain(bundle):
         columns["chain_end"] = [answer.chain_end.name]
     if bundle.text is not None:
@@ -98,8 +97,7 @@ class Result:
         answers = [answer for answer in self._last if answer is not None]
         assert len(answers) == len(self._last), "every row of a request that did not fail has an answer"
         bundle = self._bundle
-        columns = _shared_columns(answers, bundle, predictions=True)
-        columns["ticks_used"] = _whole(self._ticks_used)
+        columns = _shared_columns(answers, self._ticks_used, bundle, predictions=True)
         if is_chain(bundle):
             columns["links"] = _whole([answer.link + 1 for answer in answers])
             columns["abstentions"] = _whole(summary.abstentions)
@@ -109,11 +107,14 @@ class Result:
         return columns | summary.outputs
 
 
-def _shared_columns(answers: Sequence[Answer], bundle: Bundle, *, predictions: bool) -> dict[str, Array | list[str]]:
+def _shared_columns(
+    answers: Sequence[Answer], ticks_used: Sequence[int], bundle: Bundle, *, predictions: bool
+) -> dict[str, Array | list[str]]:
     columns: dict[str, Array | list[str]] = {}
     if predictions:
         _add_predictions(columns, [answer.prediction for answer in answers], bundle.program.prediction)
     columns["certainty"] = _real([answer.certainty for answer in answers])
+    columns["ticks_used"] = _whole(ticks_used)
     columns["answer_tick"] = _whole([answer.answer_tick for answer in answers])
     columns["stop_reason"] = [answer.stop_reason.name for answer in answers]
     columns["abstained"] = np.array([answer.abstained for answer in answers], np.bool_)

@@ -1,6 +1,6 @@
 """Tensors of the Open Inference Protocol: raw bytes, or values in the field that their datatype has."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -35,10 +35,13 @@ _PACKED = ("BOOL", "FP32", "FP64")
 """Lie in a serialised message as they lie in memory."""
 
 
-def input_tensors(message: oip.ModelInferRequest, *, most_inputs: int, most_values: int) -> list[pb.Tensor]:
+def input_tensors(
+    message: oip.ModelInferRequest, *, singles: Container[str], most_inputs: int, most_values: int
+) -> list[pb.Tensor]:
     """The inputs as `Think` takes them, their bytes copied once.
 
     Args:
+        singles: inputs of one value a row, [N], which may be sent as [N, 1] too: Triton's tools know no other.
         most_inputs, most_values: what the model could have any use for; more are not even looked at.
 
     Raises:
@@ -58,7 +61,7 @@ def input_tensors(message: oip.ModelInferRequest, *, most_inputs: int, most_valu
             raise Mismatch(f"input {quote(tensor.name)}", "contents and raw_input_contents", "one of them")
     contents = list(raw) if raw else [_typed(tensor, most_values) for tensor in inputs]
     return [
-        pb.Tensor(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, data=data)
+        pb.Tensor(name=tensor.name, datatype=tensor.datatype, shape=_shape(tensor, singles), data=data)
         for tensor, data in zip(inputs, contents, strict=True)
     ]
 
@@ -89,6 +92,11 @@ def write_outputs(response: oip.ModelInferResponse, columns: Columns, *, raw: bo
             response.raw_output_contents.append(_bytes(values))
         else:
             getattr(output.contents, _FIELDS[output.datatype]).extend(_items(values))
+
+
+def _shape(tensor: InputTensor, singles: Container[str]) -> Sequence[int]:
+    shape = tensor.shape
+    return shape[:1] if len(shape) == 2 and shape[1] == 1 and tensor.name in singles else shape
 
 
 def _typed(tensor: InputTensor, most_values: int) -> bytes:

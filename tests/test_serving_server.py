@@ -168,7 +168,7 @@ async def test_an_engine_that_died_makes_the_process_unhealthy_but_not_its_other
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub, health = pb_grpc.ThinkerStub(channel), health_pb2_grpc.HealthStub(channel)
-            server.models.find("tiny", 0).runner.engine.scheduler.record = None  # an invariant of ours, broken
+            server.library.models.find("tiny", 0).runner.engine.scheduler.record = None  # an invariant of ours, broken
             with pytest.raises(grpc.aio.AioRpcError, match="engine has failed"):
                 await answers(stub, think())
             assert len(await answers(stub, think(model="other"))) == 1

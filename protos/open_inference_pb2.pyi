@@ -1143,7 +1143,7 @@ class ModelTransactionPolicy(google.protobuf.message.Message):
 
     DECOUPLED_FIELD_NUMBER: builtins.int
     decoupled: builtins.bool
-    """Whether a request on ModelStreamInfer may have several responses."""
+    """Whether responses are so free of requests that ModelInfer cannot be used: no, though ModelStreamInfer sends several."""
     def __init__(
         self,
         *,

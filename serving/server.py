@@ -132,6 +132,7 @@ class Server:
             ready=lambda: self._not_ready() is None,
             alive=lambda: self.library.stage.broken is None,
             max_rows=engine.max_rows,
+            max_bytes=config.max_message_bytes,
             max_stream_requests=engine.max_waiting + engine.num_slots,
             version_policy=config.version_policy,
             control=config.repository_control,

@@ -12,7 +12,7 @@ from serving.inference.outputs import is_chain, outputs_of
 from serving.inference.parameters import EMPTY_FINAL, flag, write_parameters
 from serving.inference.tensors import check_tensor_parameters, input_tensors
 from serving.mismatch import Mismatch, listing, quote
-from serving.tensors import datatype
+from serving.tensors import DATATYPES, datatype
 from serving.text.contract import PROMPT
 
 _TEXT_INPUTS = 3  # a text, or tokens with or without their length
@@ -44,14 +44,16 @@ def version_number(text: str) -> int:
     return int(text or 0)
 
 
-def parse(message: oip.ModelInferRequest, bundle: Bundle, *, max_rows: int, streams: bool) -> Asked:
+def parse(message: oip.ModelInferRequest, bundle: Bundle, *, max_rows: int, max_bytes: int, streams: bool) -> Asked:
     """Read a request for this bundle.
 
     Args:
+        max_bytes: of a response.
         streams: whether there may be responses before the last.
 
     Raises:
-        Mismatch: it cannot be read, asks for outputs that there are not, or for ticks where there is one response.
+        Mismatch: it cannot be read, asks for outputs that there are not or that fit in no response, or for ticks where
+            there is one response.
     """
     think = pb.ThinkRequest(request_id=message.id, model=bundle.name, version=bundle.version)
     write_parameters(message.parameters, think)
@@ -73,6 +75,8 @@ def parse(message: oip.ModelInferRequest, bundle: Bundle, *, max_rows: int, stre
         most_values=max_rows * max(prod(spec.shape) for spec in specs),
     )
     think.inputs.extend(inputs)
+    rows = min([max_rows, *(tensor.shape[0] for tensor in inputs if tensor.shape)])
+    _check_size(rows, outputs, bundle, max_bytes)
     return Asked(
         think=think,
         outputs=outputs,
@@ -92,6 +96,15 @@ def inputs_of(bundle: Bundle) -> dict[str, tuple[str, tuple[int, ...]]]:
     if bundle.diffusion is not None:
         return {LABEL: ("INT64", (1,))}
     return {spec.name: (datatype(spec.dtype), spec.shape or (1,)) for spec in bundle.program.inputs}
+
+
+def _check_size(rows: int, wanted: frozenset[str], bundle: Bundle, most: int) -> None:
+    """Refuse what would be thought about in vain: all rows leave in one message, which may be too large for gRPC."""
+    found = [output for name, output in outputs_of(bundle).items() if name in wanted or not wanted]
+    size = rows * sum(DATATYPES[datatype].itemsize * prod(shape) for datatype, shape in found if datatype in DATATYPES)
+    if size > most:
+        expected = f"at most {most} in one message; ask for fewer rows, or name the outputs that matter"
+        raise Mismatch(f"outputs of {rows} rows", f"{size} bytes", expected)
 
 
 def _outputs(message: oip.ModelInferRequest, bundle: Bundle) -> frozenset[str]:

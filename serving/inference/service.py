@@ -43,6 +43,7 @@ class Inference:
         ready: whether requests are taken.
         alive: whether every engine runs.
         max_rows: of one request.
+        max_bytes: of one response.
         max_stream_requests: in flight on one ModelStreamInfer call; beyond, the call's requests wait to be read.
         version_policy: for people.
         control: whether callers may load and unload models.
@@ -59,6 +60,7 @@ class Inference:
         ready: Callable[[], bool],
         alive: Callable[[], bool],
         max_rows: int,
+        max_bytes: int,
         max_stream_requests: int,
         version_policy: str,
         control: bool,
@@ -66,7 +68,7 @@ class Inference:
     ) -> None:
         self._models, self._submit_think, self._counts, self._library = models, submit, counts, library
         self._ready, self._alive = ready, alive
-        self._max_rows, self._max_stream_requests = max_rows, max_stream_requests
+        self._max_rows, self._max_bytes, self._max_stream_requests = max_rows, max_bytes, max_stream_requests
         self._version_policy, self._control = version_policy, control
         self._on_refusal = on_refusal
         self._readers: set[asyncio.Task[None]] = set()
@@ -202,7 +204,8 @@ class Inference:
         try:
             served = self._find(message.model_name, message.model_version)
             name, version = served.bundle.name, served.bundle.version
-            asked = _well_formed(lambda: parse(message, served.bundle, max_rows=self._max_rows, streams=streams))
+            limits = {"max_rows": self._max_rows, "max_bytes": self._max_bytes}
+            asked = _well_formed(lambda: parse(message, served.bundle, **limits, streams=streams))
         except ServingError as error:
             self._on_refusal(name, version, error)
             log.debug("request refused", extra={"request_id": message.id[:256], "reason": str(error)})

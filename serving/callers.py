@@ -5,7 +5,7 @@ thoughts that ended -> answers -> a chain's next links -> scheduler.follow
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from serving.backends.base import Backend
 from serving.chain import Chain, next_link
@@ -56,11 +56,13 @@ class Callers:
         self._progress.pop(request, None)
         report.ended += self._scheduler.cancel(request)
 
-    def admit(self, admitted: Iterable[Thought], report: StepReport) -> None:
-        """Note that thoughts begin."""
+    def admit(self, admitted: Sequence[Thought], report: StepReport) -> None:
+        """Note that thoughts begin, and how long their encoding took."""
         for thought in admitted:
             if thought.link == 0:
                 self._progress[thought.request].admit(report.now)
+        for request in dict.fromkeys(thought.request for thought in admitted):
+            self._progress[request].encode_seconds += report.encode_seconds or 0.0
 
     def tick_first(self, admitted: Iterable[Thought], report: StepReport) -> None:
         """Note that thoughts have ticked for the first time."""

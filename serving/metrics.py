@@ -25,6 +25,7 @@ from serving.errors import (
     Unavailable,
     UnknownModel,
 )
+from serving.inference.statistics import Counts
 from serving.request import StopReason
 from serving.scheduler import Ended
 
@@ -130,6 +131,12 @@ class Metrics:
         A model that is not served (the one called "", version 0, stands for them all) gets this one series.
         """
         self.rejections.labels(model, str(version), _reason(error)).inc()
+        if model:
+            self.counts(model, version).refuse()
+
+    def counts(self, model: str, version: int) -> Counts:
+        """The same facts, as the Open Inference Protocol tells them."""
+        return self._model(model, version).counts
 
     def merged(self, model: str, version: int, ticks: int) -> None:
         """Count ticks that a newer one replaced for a slow reader."""
@@ -167,6 +174,7 @@ class _Model:
         self._chain_links: Histogram | None = None
         self._diffusion: DiffusionSeries | None = None
         self._children: list[tuple[MetricWrapperBase, tuple[str, ...]]] = []
+        self.counts = Counts()
         self.ticks_used = {reason: self.child(metrics.ticks_used, reason.name) for reason in StopReason}
         self.thoughts = {reason: self.child(metrics.thoughts, reason.name) for reason in StopReason}
         self.rejections = {reason: self.child(metrics.rejections, reason) for reason in REASONS.values()}
@@ -195,6 +203,7 @@ class _Model:
             metric.remove(*labels)
 
     def observe(self, report: StepReport, running: int, waiting: int, num_slots: int) -> None:
+        self.counts.observe(report)
         self.running.set(running)
         self.waiting.set(waiting)
         if report.encode_seconds is not None:

@@ -21,6 +21,7 @@ class Progress:
         "_held",
         "_last_admission",
         "_left",
+        "encode_seconds",
         "links",
         "request",
         "ticked",
@@ -34,6 +35,8 @@ class Progress:
         self.ticks_used = 0
         self.links = [0] * request.rows
         """Of each row, those that were answered."""
+        self.encode_seconds = 0.0
+        """Of the encodings that any of its rows took part in."""
         self.unread = 0
         """Answers that the caller is not known to have taken; counted down for chains alone."""
         self._left = request.rows
@@ -92,12 +95,20 @@ class Progress:
         answers, self._held = self._held, []
         return [(self.request, answer) for answer in answers]
 
+    @property
+    def queue_seconds(self) -> float:
+        """From its arrival to the admission of the last row; of chains, of their first link."""
+        return max(0.0, self._last_admission - self.request.arrival)
+
+    def think_seconds(self, now: float) -> float:
+        """From the first admission until now."""
+        return 0.0 if self._first_admission is None else max(0.0, now - self._first_admission)
+
     def summary(self, now: float) -> Summary:
-        first = self._first_admission if self._first_admission is not None else now
         return Summary(
             abstain_mask=self._abstained,
             abstentions=self._abstentions,
             ticks_used=self.ticks_used,
-            queue_seconds=max(0.0, self._last_admission - self.request.arrival),
-            think_seconds=max(0.0, now - first),
+            queue_seconds=self.queue_seconds,
+            think_seconds=self.think_seconds(now),
         )

@@ -7,16 +7,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from functools import partial
-from math import inf
-from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
 
 from protos import ctm_bundle_pb2 as bundle_pb2
 from protos import ctm_serving_pb2 as pb
 from serving import status, wire
+from serving.calls import LOST, Method, ServicerContext, add_service, deadline, sound
 from serving.errors import InvalidRequest, ServingError
 from serving.events import Event, Failure, Tick
 from serving.mismatch import quote
@@ -26,22 +23,16 @@ from serving.request import Request
 
 log = logging.getLogger(__name__)
 
-M = TypeVar("M", bound=Message)
-
 SERVICE = pb.DESCRIPTOR.services_by_name["Thinker"].full_name
-ServicerContext = grpc.aio.ServicerContext[Any, Any]
 Flight = tuple[Served, Request, Outbox]
 Submit = Callable[[pb.ThinkRequest, float], Flight]
 
 _LARGE = 2**19
 """Bytes of ticks after which a message goes out: those of many rows could make one larger than a caller takes."""
 
-_LOST = grpc.aio.InternalError
-"""What a write raises when nobody is left to read; ends a call as quietly as a caller who cancels."""
-
 
 class Thinker:
-    """Serves the models it is given. A request that is no message of its kind comes in as None (see `register`).
+    """Serves the models it is given. A request that is no message of its kind comes in as None (see `calls.py`).
 
     Args:
         max_rows: of one request.
@@ -68,7 +59,7 @@ class Thinker:
 
     async def Think(self, request: pb.ThinkRequest | None, context: ServicerContext) -> None:
         try:
-            served, asked, outbox = self._submit(_sound(request), _deadline(context))
+            served, asked, outbox = self.submit(sound(request), deadline(context))
         except ServingError as error:
             await status.abort(context, error)
         try:
@@ -80,7 +71,7 @@ class Thinker:
                     await context.write(message)
                 if isinstance(last, Failure):
                     await status.abort(context, last.error)
-        except _LOST:
+        except LOST:
             log.debug("caller lost", extra={"request_id": asked.request_id})
         finally:  # whichever way the call ends; an abort or a CancelledError goes on from here
             served.runner.cancel(asked)
@@ -88,13 +79,13 @@ class Thinker:
     async def ThinkStream(
         self, request_iterator: AsyncIterator[pb.ThinkCommand | None], context: ServicerContext
     ) -> None:
-        call = _StreamCall(self._submit, context, self._max_stream_requests)
+        call = _StreamCall(self.submit, context, self._max_stream_requests)
         try:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(call.read(request_iterator, tasks))
                 self._readers.add(reader)
                 reader.add_done_callback(self._readers.discard)
-        except* _LOST:
+        except* LOST:
             log.debug("caller of a stream lost")
 
     def hang_up(self) -> None:
@@ -120,12 +111,17 @@ class Thinker:
 
     async def GetModel(self, request: pb.GetModelRequest | None, context: ServicerContext) -> bundle_pb2.Manifest:
         try:
-            wanted = _sound(request)
+            wanted = sound(request)
             return self._models.find(wanted.model, wanted.version).bundle.manifest
         except ServingError as error:
             await status.abort(context, error)
 
-    def _submit(self, message: pb.ThinkRequest, call_deadline: float) -> Flight:
+    def submit(self, message: pb.ThinkRequest, call_deadline: float) -> Flight:
+        """Check a request and hand it to its model's runner.
+
+        Raises:
+            ServingError: it was refused; whoever counts refusals has been told.
+        """
         name, version = "", 0
         try:
             served = self._models.find(message.model, message.version)
@@ -177,7 +173,7 @@ class _StreamCall:
             return await self._fail(request_id, wrong)
         await self._room.acquire()
         try:
-            flight = self._submit(message, _deadline(self._context))
+            flight = self._submit(message, deadline(self._context))
         except ServingError as error:
             self._room.release()
             return await self._fail(request_id, error)
@@ -218,46 +214,14 @@ class _StreamCall:
 
 
 def register(thinker: Thinker, server: grpc.aio.Server) -> None:
-    """Add the service to a server.
-
-    As the generated function does, but bytes that are no message reach the method as None, so that it can say so:
-    gRPC's own answer is UNKNOWN, and a traceback in the log for whatever a stranger sends.
-    """
-    add = {
-        "Think": (grpc.unary_stream_rpc_method_handler, pb.ThinkRequest),
-        "ThinkStream": (grpc.stream_stream_rpc_method_handler, pb.ThinkCommand),
-        "ListModels": (grpc.unary_unary_rpc_method_handler, pb.ListModelsRequest),
-        "GetModel": (grpc.unary_unary_rpc_method_handler, pb.GetModelRequest),
+    """Add the service to a server."""
+    methods: dict[str, Method] = {
+        "Think": (thinker.Think, grpc.unary_stream_rpc_method_handler, pb.ThinkRequest),
+        "ThinkStream": (thinker.ThinkStream, grpc.stream_stream_rpc_method_handler, pb.ThinkCommand),
+        "ListModels": (thinker.ListModels, grpc.unary_unary_rpc_method_handler, pb.ListModelsRequest),
+        "GetModel": (thinker.GetModel, grpc.unary_unary_rpc_method_handler, pb.GetModelRequest),
     }
-    handlers: dict[str, Any] = {
-        name: handler(
-            getattr(thinker, name),
-            request_deserializer=partial(_parse, kind),
-            response_serializer=lambda message: message.SerializeToString(),
-        )
-        for name, (handler, kind) in add.items()
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-
-
-def _parse(kind: type[M], data: bytes) -> M | None:
-    try:
-        return kind.FromString(data)
-    except DecodeError:
-        return None
-
-
-def _sound(request: M | None) -> M:
-    """The request, once it is known to be one."""
-    if request is None:
-        raise InvalidRequest("got bytes that are not a message of this method, expected one of its .proto file")
-    return request
-
-
-def _deadline(context: ServicerContext) -> float:
-    """When the caller stops waiting, in monotonic seconds; `inf` when it never does."""
-    remaining = context.time_remaining()
-    return inf if remaining is None else time.monotonic() + remaining
+    add_service(server, SERVICE, methods)
 
 
 def _messages(request_id: str, events: list[Event], served: Served) -> list[pb.ThinkEvent]:

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from serving.config import ServerConfig
 from serving.http import SidePort
+from serving.inference import service as inference
 from serving.library import Library
 from serving.metrics import Metrics
 from serving.rpc import SERVICE, Thinker, register
@@ -94,6 +95,7 @@ class Server:
             grace = 0.0
         await self.library.stage.drain(grace)
         self._thinker.hang_up()
+        self._inference.hang_up()
         await self._grpc.stop(_LAST_CALLS_SECONDS)
         await self.library.stage.close()
         await self._http.stop()
@@ -130,9 +132,25 @@ class Server:
             on_refusal=self._metrics.rejected,
         )
         register(self._thinker, server)
+        self._inference = inference.Inference(
+            self.library.models,
+            library=self.library,
+            submit=self._thinker.submit,
+            counts=self._metrics.counts,
+            ready=lambda: self._not_ready() is None,
+            alive=lambda: self.library.stage.broken is None,
+            max_rows=engine.max_rows,
+            max_bytes=config.max_message_bytes,
+            max_stream_requests=engine.max_waiting + engine.num_slots,
+            version_policy=config.version_policy,
+            control=config.repository_control,
+            on_refusal=self._metrics.rejected,
+        )
+        inference.register(self._inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if config.reflection:
-            reflection.enable_server_reflection((SERVICE, _HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+            services = (SERVICE, inference.SERVICE, _HEALTH_SERVICE, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(services, server)
         try:
             self.port = server.add_insecure_port(config.address)
         except RuntimeError as error:
@@ -156,7 +174,8 @@ class Server:
     async def _set_health(self, name: str) -> None:
         status = health_pb2.HealthCheckResponse
         whole = self._not_ready() is None
-        for service, serving in ((name, self.library.stage.healthy(name)), ("", whole), (SERVICE, whole)):
+        healthy = {name: self.library.stage.healthy(name), **dict.fromkeys(("", SERVICE, inference.SERVICE), whole)}
+        for service, serving in healthy.items():
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 

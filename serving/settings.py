@@ -112,6 +112,8 @@ class ServerConfig(_Config):
     """How long requests are still taken after SIGTERM, while balancers learn from the health service to send none."""
     grace_seconds: float = Field(default=30.0, ge=0)
     """How long running thoughts may finish after that."""
+    repository_control: bool = False
+    """Let callers load and unload models (Open Inference's RepositoryModelLoad and RepositoryModelUnload)."""
     reflection: bool = False
     """Let clients ask for the protocol (gRPC reflection)."""
     max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**31 - 1)

@@ -14,11 +14,14 @@ from scripted import PROGRAM, TICKS, ScriptedBackend
 
 from protos import ctm_serving_pb2 as pb
 from protos import ctm_serving_pb2_grpc as pb_grpc
+from protos import open_inference_pb2_grpc as oip_grpc
 from protos.ctm_bundle_pb2 import Manifest
 from serving.backends.base import Backend
 from serving.bundle import Bundle
 from serving.engine import Engine, StepReport
 from serving.errors import ServingError
+from serving.inference import service as inference
+from serving.inference.statistics import Counts
 from serving.models import Models, Served
 from serving.request import StopPolicy
 from serving.rpc import Thinker, register
@@ -50,6 +53,8 @@ class ScriptedServer:
     refusals: list[tuple[str, int, ServingError]]
     thinker: Thinker
     address: str
+    inference: "oip_grpc.GRPCInferenceServiceAsyncStub"
+    """The same model, over the Open Inference Protocol."""
 
     @property
     def merged(self) -> int:
@@ -77,13 +82,27 @@ async def scripted_server(
     outbox_capacity: int = 64,
     margin: float = 0.02,
     chain_ahead: int = 32,
+    library: Any = None,
+    control: bool = False,
+    max_bytes: int = 2**24,
 ) -> AsyncIterator[ScriptedServer]:
     backend = backend or ScriptedBackend(num_slots, seconds_per_tick=seconds_per_tick)
     scheduler = Scheduler(num_slots=num_slots, max_waiting=max_waiting, admissions_per_plan=8)
     engine = Engine(backend, scheduler, clock=time.monotonic, deadline_margin_seconds=margin, chain_ahead=chain_ahead)
     reports: list[tuple[StepReport, int]] = []
     refusals: list[tuple[str, int, ServingError]] = []
-    runner = Runner(bundle.name, engine, on_report=lambda *both: reports.append(both), outbox_capacity=outbox_capacity)
+    counts = Counts()
+
+    def on_report(report: StepReport, merged: int) -> None:
+        reports.append((report, merged))
+        counts.observe(report)
+
+    def on_refusal(name: str, version: int, error: ServingError) -> None:
+        refusals.append((name, version, error))
+        if name:
+            counts.refuse()
+
+    runner = Runner(bundle.name, engine, on_report=on_report, outbox_capacity=outbox_capacity)
     models = Models()
     models.add(Served(bundle, runner, "scripted"))
     server = grpc.aio.server()
@@ -92,15 +111,31 @@ async def scripted_server(
         max_rows=max_rows,
         max_links=max_links,
         max_stream_requests=max_stream_requests,
-        on_refusal=lambda name, version, error: refusals.append((name, version, error)),
+        on_refusal=on_refusal,
     )
     register(thinker, server)
+    second = inference.Inference(
+        models,
+        library=library,
+        submit=thinker.submit,
+        counts=lambda *_: counts,
+        ready=lambda: runner.accepting,
+        alive=lambda: True,
+        max_rows=max_rows,
+        max_bytes=max_bytes,
+        max_stream_requests=max_stream_requests,
+        version_policy="latest:1",
+        control=control,
+        on_refusal=on_refusal,
+    )
+    inference.register(second, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub: Any = pb_grpc.ThinkerStub(channel)
-            yield ScriptedServer(stub, backend, runner, reports, refusals, thinker, f"127.0.0.1:{port}")
+            other: Any = oip_grpc.GRPCInferenceServiceStub(channel)
+            yield ScriptedServer(stub, backend, runner, reports, refusals, thinker, f"127.0.0.1:{port}", other)
     finally:
         await server.stop(0)
         await runner.close()

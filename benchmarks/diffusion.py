@@ -1,6 +1,6 @@
 """`python -m benchmarks.diffusion`: does a thought pay in diffusion, and what does abstaining do to the samples?
 
-Trains CTM-controlled diffusion of MNIST's digits, and a denoiser alone of as many weights on the same rows and updates,
+Trains CTM-controlled diffusion of MNIST's digits, and denoisers alone of as many weights on the same rows and updates,
 a few seeds each; compares their errors of the noise on the same noisy rows, and what an independent judge says of
 their samples, drawn from the same noise, over several thresholds. Prints tables, then everything as one line of JSON.
 Runs that are there already are not trained again. `--test` reads the test rows, for the numbers that are published.
@@ -46,7 +46,12 @@ from export.commit import describe_commit
 
 CONFIGS, DOCS = ROOT / "configs", ROOT / "docs"
 RESULTS = Path(__file__).with_name("results")
-ARMS = {"mnist-diffusion": "guided by a thought", "mnist-diffusion-base": "denoiser alone"}
+ARMS = {
+    "mnist-diffusion": "guided by a thought",
+    "mnist-diffusion-base": "denoiser alone",
+    "mnist-diffusion-twice": "denoiser alone, two rounds",
+    "mnist-diffusion-thoughtless": "the guided one's denoiser, two rounds without a thought",
+}
 SHARES = (0.1, 0.25, 0.5)
 """Of the row-steps, that should abstain."""
 EVERYBODY = 1.0

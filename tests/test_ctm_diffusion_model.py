@@ -106,6 +106,16 @@ def test_twice_the_guided_path_goes_on_from_the_base_path_and_both_learn():
     assert [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()] == []
 
 
+def test_a_denoiser_alone_goes_twice_through_its_layers_where_a_guided_one_does():
+    rows = noisy_rows(ROWS)
+    twice = small_model(guided=False, twice=True)
+    once = small_model(guided=False)
+    once.load_state_dict(twice.state_dict())
+    assert not torch.allclose(twice.denoise(*rows, None), once.denoise(*rows, None))
+    once.denoiser.layers = torch.nn.ModuleList([*once.denoiser.layers, *once.denoiser.layers])
+    torch.testing.assert_close(twice.denoise(*rows, None), once.denoise(*rows, None))
+
+
 def test_base_rows_teach_nothing_but_the_base_path():
     model = small_model(base_share=1.0, weights=LossWeights(bins=0.0)).train()
     torch.manual_seed(5)
@@ -197,6 +207,7 @@ def test_samples_that_cannot_be(options, message):
         pytest.param({"side": 8, "bins": 1}, "bins and levels must be at least 2, got 1 and 200", id="bins"),
         pytest.param({"side": 8, "schedule": "sine"}, "must be one of linear, cosine, got 'sine'", id="schedule"),
         pytest.param({"side": 8, "confidence_threshold": 1.5}, "must be in [0, 1], got 1.5", id="threshold"),
+        pytest.param({"side": 8, "margin": -1}, "diffusion.margin must be a whole number of at least 0", id="margin"),
         pytest.param({"side": 8, "layers": 0}, "diffusion.layers must be a whole number of at least 1", id="layers"),
     ],
 )

@@ -157,9 +157,11 @@ CASES: dict[str, dict[str, Any]] = {
     "velocity": {"target": "velocity"},
     "refined": {"refine": True},
     "twice": {"twice": True},
+    "margin": {"margin": 1},
     **{name: {name: settings} for name, settings in CONTROL.items()},
     **SENSES,
-    "senses, wina": {
+    "margin, senses, wina": {
+        "margin": 1,
         "refine": True,
         "wina": WINAConfig(sparsity=0.5),
         **_all_of(SENSES, "tracker", "granularity", "patcher", "jepa"),
@@ -171,7 +173,7 @@ CASES: dict[str, dict[str, Any]] = {
     "consciousness": {"consciousness": ConsciousnessConfig(start=0.4, threshold=1.2)},
 }
 # An export to ONNX takes seconds: parts that can be on together are exported together.
-IN_ONNX = ("senses, wina", "dynamic", "linear attention", "hierarchical", "reasoning", "consciousness")
+IN_ONNX = ("margin, senses, wina", "dynamic", "linear attention", "hierarchical", "reasoning", "consciousness")
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from ctm.diffusion.config import DiffusionConfig, LossWeights
 from ctm.diffusion.granularity import GranularityConfig
 from ctm.diffusion.image_bytes import image_bytes
 from ctm.diffusion.jepa import JEPAConfig
+from ctm.diffusion.linear_attention import LinearAttentionConfig
 from ctm.diffusion.model import EnhancedCTMDiffusion
 from ctm.diffusion.patches import PatcherConfig
 from ctm.diffusion.program import Encode
 from ctm.diffusion.sampling import sample
 from ctm.diffusion.tracker import TrackerConfig
+from ctm.diffusion.wina import WINAConfig
 from ctm.families import load_trained
 from ctm.training.chance import Purpose, derived_seed, seed_everything
 from ctm.training.run import train
@@ -34,6 +36,8 @@ TABLES = {
     "refine": (True, "senses.estimate."),
 }
 """What a configuration file says to switch each on, and where its weights are."""
+GRID_ALONE = {"twice": True, "wina": WINAConfig(), "linear_attention": LinearAttentionConfig(key_width=4, exact=2)}
+"""What there is of the denoiser over the grid alone."""
 
 
 def table(folder: Path, **diffusion: object) -> dict:
@@ -202,6 +206,14 @@ def test_flattened_and_padded_rows_give_the_same_numbers(guided):
             {"jepa": JEPAConfig(), "patch": 6}, "jepa needs at least 2 patches, got patch 6 of side 6", id="j"
         ),
         pytest.param({"patcher": PATCHER, "guided": False}, "diffusion.patcher needs a thought", id="no thought"),
+        *(
+            pytest.param(
+                {"dynamic": PATCHER, name: part},
+                f"diffusion.{name} and diffusion.dynamic are of two denoisers, got both",
+                id=f"dynamic and {name}",
+            )
+            for name, part in GRID_ALONE.items()
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_both_sides(settings, message):

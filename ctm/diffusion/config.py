@@ -34,8 +34,10 @@ WATCHING = ("empathy", "emotion", "goal", "mirror")
 """What watches another thought."""
 _THINKING = ("hierarchical", "reasoning", "consciousness", "selection")
 _SEEING = ("refine", "tracker", "granularity", "patcher", "jepa")
-_SWITCHES = ("twice", *_SEEING, *_THINKING, "basal_ganglia", *WATCHING, "pipeline")
+_SWITCHES = (*_SEEING, *_THINKING, "basal_ganglia", *WATCHING, "pipeline")
 """What has no meaning without a thought."""
+_OF_THE_GRID = ("twice", "wina", "linear_attention")
+"""What the denoiser over dynamic patches does not do."""
 _SHARES = ("base_share", "any_tick", "confidence_threshold")
 
 
@@ -91,6 +93,10 @@ class DiffusionConfig:
     patch: int = 2
     """[p] Pixels along each side of a patch; divides `side`. Both the thought and the denoiser see patches."""
 
+    margin: int = 0
+    """[m] Pixels on each side of a patch that its token is told of as well. Without any, attention has to find a
+    patch's neighbours before it can denoise across an edge, which takes it many updates."""
+
     classes: int = 10
     """Of which a sample can be asked for."""
 
@@ -123,7 +129,8 @@ class DiffusionConfig:
 
     twice: bool = False
     """Whether the guided path is the base path, gone through the layers once more with the thought. Both then learn
-    from every row; the base path by the loss `base`."""
+    from every row; the base path by the loss `base`. A denoiser alone goes through its layers twice: as many
+    computations as a guided one, so that what a thought gains can be told from what a second round does."""
 
     base_share: float = 0.15
     """Share of the rows that are denoised without their thought while training: they teach the base path."""
@@ -200,6 +207,8 @@ class DiffusionConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"diffusion.{name} must be a whole number of at least 1, got {value!r}")
+        if isinstance(self.margin, bool) or not isinstance(self.margin, int) or self.margin < 0:
+            raise ValueError(f"diffusion.margin must be a whole number of at least 0, got {self.margin!r}")
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"diffusion.{name} must be in [0, 1], got {getattr(self, name)}")
@@ -232,8 +241,8 @@ class DiffusionConfig:
             consciousness=self.consciousness,
             selection=self.selection,
         )
-        if self.twice and self.dynamic is not None:
-            raise ValueError("diffusion.twice and diffusion.dynamic are of two denoisers, got both")
+        if self.dynamic is not None and (other := [name for name in _OF_THE_GRID if getattr(self, name)]):
+            raise ValueError(f"diffusion.{other[0]} and diffusion.dynamic are of two denoisers, got both")
         if not self.guided and (useless := [name for name in _SWITCHES if getattr(self, name)]):
             raise ValueError(f"diffusion.{useless[0]} needs a thought, got guided = false")
         if self.linear_attention is not None:
@@ -243,6 +252,11 @@ class DiffusionConfig:
     def across(self) -> int:
         """Patches along each side."""
         return self.side // self.patch
+
+    @property
+    def window(self) -> int:
+        """[w] Pixels that a patch's token is told of: its own and those of the margin."""
+        return (self.patch + 2 * self.margin) ** 2
 
     @property
     def tokens(self) -> int:

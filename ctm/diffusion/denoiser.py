@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ctm.diffusion.config import DiffusionConfig
 from ctm.diffusion.denoiser_attention import HIDDEN, attend
-from ctm.diffusion.grid import cut, join
+from ctm.diffusion.grid import cut, join, windows
 from ctm.diffusion.level import level_code
 from ctm.diffusion.linear_attention import LinearAttention
 from ctm.diffusion.recompute import computed
@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
         super().__init__()
         width, area = config.width, config.patch**2
         self.config = config
-        self.patches = nn.Linear(area, width)
+        self.patches = nn.Linear(config.window, width)
         self.place = nn.Parameter(place_code(width, config.across, config.across, like=torch.empty(0)))
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(config.classes, width)
@@ -95,7 +95,10 @@ class Denoiser(nn.Module):
         if guide is not None:
             return self.paths(noisy, level_N, label_N, guide).guided
         tokens, told_NE = self._begin(noisy, level_N, label_N)
-        return self._read(self._through(tokens, F.silu(told_NE), None), F.silu(told_NE))
+        condition_NE = F.silu(told_NE)
+        for _ in range(2 if self.config.twice and not self.config.guided else 1):
+            tokens = self._through(tokens, condition_NE, None)
+        return self._read(tokens, condition_NE)
 
     def paths(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, guide: Guide) -> Paths:
         """The guided prediction, and the base path's where it was on the way."""
@@ -119,7 +122,7 @@ class Denoiser(nn.Module):
     def _begin(self, noisy: Tensor, level_N: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens, [N, P, E], and what all layers are told, [N, E]."""
         told_NE = self.level(level_code(level_N, self.config.width)) + self.label(label_N)
-        return self.patches(cut(noisy, self.config.patch)) + self.place, told_NE
+        return self.patches(windows(noisy, self.config.patch, self.config.margin)) + self.place, told_NE
 
     def _through(self, tokens: Tensor, condition_NE: Tensor, thought: "_Thought | None") -> Tensor:
         for layer in self.layers:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ctm.diffusion.byte_senses import CoveredBytes, SurprisePatches
 from ctm.diffusion.config import DiffusionConfig
-from ctm.diffusion.grid import cut
+from ctm.diffusion.grid import cut, windows
 from ctm.diffusion.image_bytes import image_bytes
 from ctm.diffusion.level import level_code
 from ctm.diffusion.tracker import TemporalSpatialTracker, place_code
@@ -44,7 +44,7 @@ class Senses(nn.Module):
         """Weights are drawn from torch's generator."""
         super().__init__()
         self.config = config
-        self.patches = nn.Linear(config.patch**2, config.width)
+        self.patches = nn.Linear(config.window, config.width)
         self.place = nn.Parameter(place_code(config.width, config.across, config.across, like=torch.empty(0)))
         self.level = nn.Linear(config.width, config.width)
         self.label = nn.Embedding(config.classes, config.width)
@@ -64,7 +64,7 @@ class Senses(nn.Module):
     def forward(self, noisy: Tensor, level_N: Tensor, label_N: Tensor, fed: Fed) -> Seen:
         """Look at images of [N, S, S]."""
         told = (self.level(level_code(level_N, self.config.width)) + self.label(label_N)).unsqueeze(1)
-        tokens = self.patches(cut(noisy, self.config.patch)) + self.place + told
+        tokens = self.patches(windows(noisy, self.config.patch, self.config.margin)) + self.place + told
         if self.estimate is not None:
             tokens = tokens + self.estimate(cut(fed["estimate"], self.config.patch))
         # Once for both: the same bounds, written twice, leave ONNX's optimiser with a graph in no order.

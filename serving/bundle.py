@@ -15,7 +15,7 @@ from protos.ctm_bundle_pb2 import File, Manifest
 from serving.diffusion.model import DiffusionModel, diffusion_model
 from serving.errors import BundleRefused
 from serving.manifest import MANIFEST, program, read, stop_defaults
-from serving.mismatch import Mismatch, listing, quote
+from serving.mismatch import Damaged, Mismatch, listing, quote
 from serving.program import Program, TensorSpec
 from serving.request import Array, StopPolicy
 from serving.text.model import TextModel, text_model
@@ -58,7 +58,7 @@ class Bundle:
         """A file's content, which is what the manifest describes whatever became of the file since it was checked.
 
         Raises:
-            Mismatch: the file is another now, or gone.
+            Damaged: the file is another now, or gone.
             OSError: it cannot be read.
         """
         return _content(self.path, next(file for file in self.manifest.files if file.name == name))
@@ -74,7 +74,10 @@ def load_bundle(path: Path) -> Bundle:
     try:
         return _load(path)
     except (Mismatch, OSError, MemoryError) as error:
-        raise BundleRefused(f"bundle {path.parent.name}/{path.name} in {path.parent.parent}: {error}") from error
+        reason = error.refusal if isinstance(error, Mismatch) else "unreadable"
+        raise BundleRefused(
+            f"bundle {path.parent.name}/{path.name} in {path.parent.parent}: {error}", reason=reason
+        ) from error
 
 
 def _load(path: Path) -> Bundle:
@@ -109,7 +112,7 @@ def _inside(path: Path, name: str) -> Path:
         raise Mismatch("file name", quote(name), "a plain name, without folders")
     file = path / name
     if not file.is_file():
-        raise Mismatch(quote(name), "no such file", "a file in the bundle")
+        raise Damaged(quote(name), "no such file", "a file in the bundle")
     if not file.resolve().is_relative_to(path.resolve()):
         raise Mismatch(quote(name), f"a link to {file.resolve()}", "a file in the bundle")
     return file
@@ -131,7 +134,7 @@ def _check_files(path: Path, manifest: Manifest) -> None:
 def _check_file(path: Path, expected: File) -> None:
     size = path.stat().st_size
     if size != expected.size:
-        raise Mismatch(expected.name, f"{size} bytes", f"{expected.size} bytes")
+        raise Damaged(expected.name, f"{size} bytes", f"{expected.size} bytes")
     with path.open("rb") as stream:
         _check_hash(hashlib.file_digest(stream, "sha256").hexdigest(), expected)
 
@@ -142,14 +145,14 @@ def _content(path: Path, expected: File) -> bytes:
         data = stream.read(expected.size + 1)
     if len(data) != expected.size:
         size = "more" if len(data) > expected.size else len(data)
-        raise Mismatch(expected.name, f"{size} bytes", f"{expected.size} bytes")
+        raise Damaged(expected.name, f"{size} bytes", f"{expected.size} bytes")
     _check_hash(hashlib.sha256(data).hexdigest(), expected)
     return data
 
 
 def _check_hash(digest: str, expected: File) -> None:
     if digest != expected.sha256:
-        raise Mismatch(expected.name, f"sha256 {digest}", quote(expected.sha256, 70))
+        raise Damaged(expected.name, f"sha256 {digest}", quote(expected.sha256, 70))
 
 
 def _start(data: bytes, state: tuple[TensorSpec, ...]) -> dict[str, Array]:

@@ -105,10 +105,10 @@ class Engine:
             self._tick(num_running, plan.admitted, report)
             self._step_seconds = max(report.now - begin, 0.8 * self._step_seconds)
 
-    def end_all(self, report: StepReport) -> None:
+    def end_all(self, report: StepReport, why: str = "the server is shutting down") -> None:
         """End every thought with its best answer so far: a drain's grace is over."""
         report.now = self._clock()
-        draining = Unavailable("the server is shutting down and this request was not admitted in time")
+        draining = Unavailable(f"{why} and this request was not admitted in time")
         self._end(self.scheduler.end_all(), report, unticked=draining)
 
     @property

@@ -4,6 +4,13 @@ Each carries a sentence for the caller: what was met, and what is expected. `sta
 status by one table.
 """
 
+from typing import Literal, get_args
+
+Refusal = Literal["misnamed", "unreadable", "damaged", "invalid", "not_runnable"]
+"""What is wrong with a bundle: its folder's name, reading it at all, its files (not those that its manifest describes),
+what its manifest says, or its graphs."""
+REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
+
 
 class ServingError(Exception):
     """Bad news for one request; every other request goes on."""
@@ -43,3 +50,7 @@ class InstallationLacks(ValueError):
 
 class BundleRefused(Exception):
     """A bundle must not be served; the sentence names the bundle and what is wrong with it."""
+
+    def __init__(self, message: str, *, reason: Refusal = "invalid") -> None:
+        super().__init__(message)
+        self.reason: Refusal = reason

@@ -15,10 +15,12 @@ from serving.diffusion.chain import DiffusionChain
 from serving.diffusion.series import NOISE_RANGES, DiffusionSeries
 from serving.engine import StepReport
 from serving.errors import (
+    REFUSALS,
     BackendFailed,
     DeadlineExceeded,
     InvalidRequest,
     QueueFull,
+    Refusal,
     ServingError,
     Unavailable,
     UnknownModel,
@@ -108,6 +110,15 @@ class Metrics:
             "ctm_ticks_merged_total", "Unsent ticks that a newer one replaced for a slow reader."
         )
         self.info = gauge("ctm_model_info", "1 for each model served.", "family", "task", "backend", "ticks")
+        refused = registered(
+            Counter(
+                "ctm_bundles_refused_total",
+                f"Bundles of the store that must not serve, by reason: {', '.join(REFUSALS)}.",
+                ("reason",),
+                registry=None,
+            )
+        )
+        self.bundles_refused = {reason: refused.labels(reason) for reason in REFUSALS}
         self._models: dict[tuple[str, int], _Model] = {}
 
     def observe(self, model: str, version: int, report: StepReport, running: int, waiting: int, num_slots: int) -> None:
@@ -124,6 +135,10 @@ class Metrics:
     def merged(self, model: str, version: int, ticks: int) -> None:
         """Count ticks that a newer one replaced for a slow reader."""
         self._model(model, version).ticks_merged.inc(ticks)
+
+    def refused(self, reason: Refusal) -> None:
+        """Count a bundle that must not be served, once for what its files are."""
+        self.bundles_refused[reason].inc()
 
     def model_info(self, bundle: Bundle, backend: str) -> None:
         """Say that a model is served from now on; its other series begin at 0."""

@@ -5,12 +5,23 @@ Raised deep inside, caught once at each edge, where the sentence becomes an `Inv
 
 from collections.abc import Iterable
 
+from serving.errors import Refusal
+
 
 class Mismatch(ValueError):
     """Something is not what it should be."""
 
+    refusal: Refusal = "invalid"
+    """What it makes of a bundle that it is found in."""
+
     def __init__(self, what: str, got: object, expected: object) -> None:
         super().__init__(f"{what}: got {got}, expected {expected}")
+
+
+class Damaged(Mismatch):
+    """A file is not the one that was described: missing, cut short, or of other bytes."""
+
+    refusal = "damaged"
 
 
 def quote(value: object, limit: int = 60) -> str:

@@ -8,6 +8,9 @@ from serving.mismatch import listing, quote
 from serving.runner import Runner
 from serving.store import Bundle
 
+Key = tuple[str, int]
+"""A model's name and version."""
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -18,6 +21,10 @@ class Served:
     backend: str
     """The kind of backend, for people."""
 
+    @property
+    def key(self) -> Key:
+        return self.bundle.name, self.bundle.version
+
 
 class Models:
     """The models of one server. Version 0 asks for the newest."""
@@ -27,6 +34,18 @@ class Models:
 
     def add(self, served: Served) -> None:
         self._served.setdefault(served.bundle.name, {})[served.bundle.version] = served
+
+    def remove(self, served: Served) -> None:
+        """Let no further request find it; another that has taken its place stays."""
+        versions = self._served.get(served.bundle.name, {})
+        if versions.get(served.bundle.version) is served:
+            del versions[served.bundle.version]
+        if not versions:
+            self._served.pop(served.bundle.name, None)
+
+    def of(self, name: str) -> list[Served]:
+        """Every version of a model, by number."""
+        return [served for _, served in sorted(self._served.get(name, {}).items())]
 
     def __iter__(self) -> Iterator[Served]:
         """By name, then version."""

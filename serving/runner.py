@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 Command = Callable[[StepReport], None]
 
+SHUTTING_DOWN = "the server is shutting down"
+
 
 class Runner:
     """Runs one engine in a thread of its own; every method but `_run` and what it calls belongs to the event loop.
@@ -86,23 +88,27 @@ class Runner:
         """Take no new requests from now on."""
         self._refusal = self._refusal or why
 
-    async def drain(self, grace_seconds: float) -> None:
-        """Let what runs and waits finish; when the grace is over, end it with its best answers so far."""
-        self.refuse("the server is shutting down")
+    async def drain(self, grace_seconds: float, why: str = SHUTTING_DOWN) -> None:
+        """Let what runs and waits finish; when the grace is over, end it with its best answers so far.
+
+        Args:
+            why: told to whoever is refused, or not admitted in time.
+        """
+        self.refuse(why)
         try:
             await asyncio.wait_for(self._empty.wait(), grace_seconds)
         except TimeoutError:
             log.warning("grace is over", extra={"model": self._name, "requests": len(self._outboxes)})
-            self.end_all()
+            self.end_all(why)
             await self._empty.wait()
 
-    def end_all(self) -> None:
+    def end_all(self, why: str = SHUTTING_DOWN) -> None:
         """End what runs and waits with its best answers so far, now."""
-        self._command(self.engine.end_all)
+        self._command(lambda report: self.engine.end_all(report, why))
 
     async def close(self) -> None:
         """End the thread after the tick that it is in."""
-        self.refuse("the server is shutting down")
+        self.refuse(SHUTTING_DOWN)
         with self._wake:
             self._stopping = True
             self._wake.notify()

@@ -1,6 +1,6 @@
 """Startup, serving, drain: the parts put together and taken down again in order.
 
-start:  store -> backends -> engine threads -> gRPC and HTTP ports -> SERVING
+start:  HTTP port -> models of the store -> gRPC port -> SERVING
 drain:  NOT_SERVING -> running thoughts finish -> gRPC calls end -> engine threads end -> HTTP port closes
 """
 
@@ -8,7 +8,6 @@ import asyncio
 import logging
 import signal
 import time
-from functools import partial
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,18 +15,11 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from serving.backends.base import Backend
-from serving.backends.load import load_backend
 from serving.config import ServerConfig
-from serving.engine import Engine, StepReport
-from serving.errors import BundleRefused
 from serving.http import SidePort
+from serving.library import Library
 from serving.metrics import Metrics
-from serving.models import Models, Served
 from serving.rpc import SERVICE, Thinker, register
-from serving.runner import Runner
-from serving.scheduler import Scheduler
-from serving.store import Bundle, scan
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +36,15 @@ class Server:
 
     def __init__(self, config: ServerConfig, registry: CollectorRegistry | None = None) -> None:
         self.config = config
-        self.models = Models()
         self.port = 0
         """Of gRPC, once started; the one configured, or the one the system chose for 0."""
         self.http_port = 0
         self._registry = registry or _process_registry()
         self._metrics = Metrics(self._registry)
-        self._not_ready: str | None = "starting"
-        self._broken: str | None = None
+        self.library = Library(config, self._metrics, self._announce)
+        self._phase: str | None = "starting"
         self._tasks: set[asyncio.Task[None]] = set()
-        self._http = SidePort(self._registry, lambda: self._not_ready, lambda: self._broken)
+        self._http = SidePort(self._registry, self._not_ready, lambda: self.library.stage.broken)
         self._health = health.HealthServicer()
         self._stop = asyncio.Event()
 
@@ -62,17 +53,16 @@ class Server:
 
         Raises:
             BundleRefused: no bundle of the store may serve, or none of a model that the configuration names.
+            InstallationLacks: no bundle can be served with what is installed.
             OSError: a port is taken.
         """
         self.http_port = await self._http.start(self.config.http_address)
-        await self._load_models()
+        await self.library.start()
         self._grpc = self._make_grpc()
         await self._grpc.start()
-        for served in self.models:
-            await self._set_health(served.bundle.name, serving=True)
-        for name in ("", SERVICE):
-            await self._set_health(name, serving=True)
-        self._not_ready = None
+        self._phase = None
+        for name in {served.bundle.name for served in self.library.models}:
+            await self._set_health(name)
         log.info("serving", extra={"address": self._bound_address(), "http_port": self.http_port})
 
     async def run(self) -> None:
@@ -91,69 +81,21 @@ class Server:
     async def drain(self) -> None:
         """Finish what runs within the grace period, then close."""
         begin = time.monotonic()
-        self._not_ready = "shutting down"
+        self._phase = "shutting down"
+        self.library.stop_following()
         await self._health.enter_graceful_shutdown()
         log.info("draining", extra={"grace_seconds": self.config.grace_seconds})
-        runners = [served.runner for served in self.models]
-        await asyncio.gather(*(runner.drain(self.config.grace_seconds) for runner in runners))
+        await self.library.stage.drain(self.config.grace_seconds)
         self._thinker.hang_up()
         await self._grpc.stop(_LAST_CALLS_SECONDS)
-        await asyncio.gather(*(runner.close() for runner in runners))
+        await self.library.stage.close()
         await self._http.stop()
         log.info("stopped", extra={"seconds": round(time.monotonic() - begin, 3)})
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
-            for served in self.models:
-                served.runner.end_all()
+            self.library.stage.end_all()
         self._stop.set()
-
-    async def _load_models(self) -> None:
-        """Serve every sound bundle; the others are reported, and keep no other from being served."""
-        config = self.config
-        bundles, refused = await asyncio.to_thread(scan, config.store, config.version_policy, config.models)
-        for bundle in bundles:
-            begin = time.monotonic()
-            try:
-                backend = await asyncio.to_thread(load_backend, bundle, config.backend, config.engine)
-            except BundleRefused as refusal:
-                refused.append(refusal)
-                continue
-            self.models.add(self._serve(bundle, backend))
-            seconds = round(time.monotonic() - begin, 3)
-            log.info("model ready", extra={"model": bundle.name, "version": bundle.version, "seconds": seconds})
-        for error in refused:
-            log.error("bundle refused", extra={"reason": str(error)})
-        missing = sorted(set(config.models) - {served.bundle.name for served in self.models})
-        if missing:
-            raise BundleRefused(f"store {config.store} has no bundle that may serve {', '.join(missing)}")
-        if not list(self.models):
-            raise BundleRefused(f"store {config.store} has no bundle that may serve")
-
-    def _serve(self, bundle: Bundle, backend: Backend) -> Served:
-        config = self.config
-        scheduler = Scheduler(
-            num_slots=config.engine.num_slots,
-            max_waiting=config.engine.max_waiting,
-            admissions_per_plan=config.engine.encode_rows_per_step,
-            positions=bundle.program.positions,
-        )
-        engine = Engine(
-            backend,
-            scheduler,
-            clock=time.monotonic,
-            deadline_margin_seconds=config.engine.deadline_margin_seconds,
-            chain_ahead=config.engine.chain_ahead,
-        )
-        runner = Runner(
-            f"{bundle.name}/{bundle.version}",
-            engine,
-            on_report=partial(self._report, bundle),
-            on_death=partial(self._mark_dead, bundle),
-            outbox_capacity=config.stream_buffer,
-        )
-        self._metrics.model_info(bundle, config.backend.kind)
-        return Served(bundle, runner, config.backend.kind)
 
     def _make_grpc(self) -> grpc.aio.Server:
         config = self.config
@@ -173,7 +115,7 @@ class Server:
         )
         engine = config.engine
         self._thinker = Thinker(
-            self.models,
+            self.library.models,
             max_rows=engine.max_rows,
             max_links=engine.max_links,
             max_stream_requests=engine.max_waiting + engine.num_slots,
@@ -192,24 +134,22 @@ class Server:
     def _bound_address(self) -> str:
         return f"{self.config.address.rpartition(':')[0]}:{self.port}"
 
-    async def _set_health(self, service: str, *, serving: bool) -> None:
+    def _not_ready(self) -> str | None:
+        """Why no request is taken now, or none of some model; None when all is well."""
+        nothing = None if list(self.library.models) else "no model is ready"
+        return self._phase or self.library.stage.broken or nothing
+
+    def _announce(self, name: str) -> None:
+        """Let health say how a model is, of which a version came or went, and how the whole is."""
+        task = asyncio.get_running_loop().create_task(self._set_health(name))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _set_health(self, name: str) -> None:
         status = health_pb2.HealthCheckResponse
-        await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
-
-    def _report(self, bundle: Bundle, report: StepReport, merged: int) -> None:
-        self._metrics.observe(
-            bundle.name, bundle.version, report, report.num_running, report.num_waiting, self.config.engine.num_slots
-        )
-        if merged:
-            self._metrics.merged(bundle.name, bundle.version, merged)
-
-    def _mark_dead(self, bundle: Bundle) -> None:
-        """An engine broke an invariant of its own. The others serve on until somebody restarts the process."""
-        self._broken = self._not_ready = f"the engine of {bundle} has failed"
-        for name in (bundle.name, "", SERVICE):
-            task = asyncio.get_running_loop().create_task(self._set_health(name, serving=False))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        whole = self._not_ready() is None
+        for service, serving in ((name, self.library.stage.healthy(name)), ("", whole), (SERVICE, whole)):
+            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
 def _process_registry() -> CollectorRegistry:

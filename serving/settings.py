@@ -104,6 +104,10 @@ class ServerConfig(_Config):
     """Names of the models to serve; none named means all."""
     version_policy: VersionPolicy = "latest:1"
     """Versions to serve of each model: the N newest that are sound, or all."""
+    store_poll_seconds: float = Field(default=5.0, ge=0)
+    """How often to look for versions that came into the store or left it; 0 never does."""
+    leave_seconds: float = Field(default=600.0, ge=0)
+    """How long thoughts of a version that leaves may finish; then they answer with what they have."""
     grace_seconds: float = Field(default=30.0, ge=0)
     """How long running thoughts may finish after SIGTERM."""
     reflection: bool = False

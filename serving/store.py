@@ -3,6 +3,7 @@
 <store>/<name>/<version>/        versions are 1, 2, 3, ..., compared as numbers; names with a leading dot are not ours
 """
 
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -11,7 +12,10 @@ from serving.bundle import Bundle, load_bundle
 from serving.errors import BundleRefused
 from serving.mismatch import Mismatch, listing
 
-__all__ = ["Bundle", "find", "load_bundle", "newest", "scan"]
+__all__ = ["Bundle", "Looks", "find", "load_bundle", "look", "newest", "scan"]
+
+Looks = tuple[tuple[str, int, int], ...]
+"""Name, size in bytes and time of change in nanoseconds of each file in a folder."""
 
 
 def newest(version_policy: str) -> int | None:
@@ -36,19 +40,41 @@ def find(root: Path) -> tuple[dict[str, dict[int, Path]], list[BundleRefused]]:
     try:
         folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        return {}, [BundleRefused(f"store {root}: got {error.strerror}, expected a folder")]
+        return {}, [BundleRefused(f"store {root}: got {error.strerror}, expected a folder", reason="unreadable")]
     models: dict[str, dict[int, Path]] = {}
     refused: list[BundleRefused] = []
     for folder in folders:
         try:
             versions, misnamed = _versions(folder) if folder.is_dir() else ({}, [])
         except OSError as error:
-            refused.append(BundleRefused(f"model {folder.name} in {root}: got {error.strerror}, expected a folder"))
+            met = f"model {folder.name} in {root}: got {error.strerror}"
+            refused.append(BundleRefused(f"{met}, expected a folder", reason="unreadable"))
             continue
         refused += misnamed
         if versions:
             models[folder.name] = versions
     return models, refused
+
+
+def look(folder: Path) -> Looks:
+    """What a bundle looks like from outside: another look means that something was written since.
+
+    Without inode numbers, which some network file systems make up anew each time. Nothing of a folder that cannot be
+    read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return tuple(sorted(_look(entry) for entry in entries))
+    except OSError:
+        return ()
+
+
+def _look(entry: "os.DirEntry[str]") -> tuple[str, int, int]:
+    try:
+        found = entry.stat()
+    except OSError:  # gone meanwhile, or a link to nowhere
+        return entry.name, -1, -1
+    return entry.name, found.st_size, found.st_mtime_ns
 
 
 def scan(
@@ -90,5 +116,6 @@ def _versions(folder: Path) -> tuple[dict[int, Path], list[BundleRefused]]:
         if re.fullmatch(r"[1-9]\d{0,8}", path.name):
             versions[int(path.name)] = path
         else:
-            refused.append(BundleRefused(f"bundle {folder.name}/{path.name}: expected a version, 1, 2, 3, ..."))
+            sentence = f"bundle {folder.name}/{path.name}: expected a version, 1, 2, 3, ..."
+            refused.append(BundleRefused(sentence, reason="misnamed"))
     return versions, refused

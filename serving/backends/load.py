@@ -30,13 +30,16 @@ def load_backend(bundle: Bundle, config: BackendConfig, engine: EngineConfig) ->
     except InstallationLacks:
         raise
     except (Mismatch, OSError) as error:
-        raise BundleRefused(f"{where}: {error}") from error
+        reason = error.refusal if isinstance(error, Mismatch) else "unreadable"
+        raise BundleRefused(f"{where}: {error}", reason=reason) from error
     except MemoryError as error:
         expected = f"a program of which {engine.num_slots} slots fit in memory"
-        raise BundleRefused(f"{where}: got {quote(str(error), 300)}, expected {expected}") from error
+        raise BundleRefused(
+            f"{where}: got {quote(str(error), 300)}, expected {expected}", reason="not_runnable"
+        ) from error
     except Exception as error:  # whatever a runtime throws at a graph that it cannot run
         raise BundleRefused(
-            f"{where}: got {quote(str(error), 300)}, expected graphs that {config.kind} runs"
+            f"{where}: got {quote(str(error), 300)}, expected graphs that {config.kind} runs", reason="not_runnable"
         ) from error
 
 

@@ -145,6 +145,14 @@ def _refusals(dashboard: Dashboard) -> None:
             description="Thoughts a second.",
         )
     )
+    dashboard.with_panel(
+        graph(
+            "Bundles refused",
+            "short",
+            [("sum by (reason) (ctm_bundles_refused_total)", "{{reason}}")],
+            description="Of the store, since the servers started: what may not serve. The server's log says why.",
+        )
+    )
 
 
 def _process(dashboard: Dashboard) -> None:

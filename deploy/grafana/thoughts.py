@@ -25,7 +25,7 @@ def _ticks(dashboard: Dashboard) -> None:
             "Ticks used by requests",
             "short",
             (by_model('ctm_request_ticks_sum{model=~"$model"}'), "{{model}}"),
-            description="Of all requests answered since the servers started, over their rows and links.",
+            description="Of all requests that the versions served now have answered, over their rows and links.",
         )
     )
     dashboard.with_panel(number("Ticks used per request, mean", "short", (mean("ctm_request_ticks"), "{{model}}")))

@@ -83,6 +83,7 @@ class Metrics:
         self.abstentions = counter("ctm_abstentions_total", "Answers that said they were not certain enough.")
         self.stop_certainty = histogram("ctm_stop_certainty", "Certainty of an answer.", _SHARES)
         self.think = histogram("ctm_think_seconds", "From a thought's admission to its answer.", _SECONDS)
+        self.request = histogram("ctm_request_seconds", "From a request's arrival to its last answer.", _SECONDS)
         self.first_tick = histogram("ctm_first_tick_seconds", "From a request's arrival to its first tick.", _SECONDS)
         self.queue = histogram(
             "ctm_queue_seconds", "From a request's arrival, or the answer before, to a thought's admission.", _SECONDS
@@ -184,6 +185,7 @@ class _Model:
         self.abstentions = self.child(metrics.abstentions)
         self.stop_certainty = self.child(metrics.stop_certainty)
         self.think = self.child(metrics.think)
+        self.request = self.child(metrics.request)
         self.first_tick = self.child(metrics.first_tick)
         self.queue = self.child(metrics.queue)
         self.tick = self.child(metrics.tick)
@@ -221,6 +223,7 @@ class _Model:
             self._end(ended, report.now)
         for progress in report.finished:
             self.request_ticks.observe(progress.ticks_used)
+            self.request.observe(max(0.0, report.now - progress.request.arrival))
             if progress.request.chain is not None:
                 self._count_links(progress.links)
         for error in report.failures:

@@ -25,7 +25,7 @@ from serving.waiting import Thought
 
 MODEL = {"model": "fake", "version": "1"}
 REQUEST = Request(request_id="", inputs={}, rows=1, stop=StopPolicy(max_ticks=20), abstain_below=0.5, arrival=100.0)
-PER_MODEL = 22
+PER_MODEL = 23
 OF_THE_STORE = 1
 
 
@@ -131,15 +131,23 @@ def test_times_of_a_step():
 
 def test_a_step_that_did_nothing_observes_nothing():
     seen = Observed(StepReport())
-    for name in ("tick_seconds", "encode_seconds", "occupancy_ratio", "queue_seconds", "request_ticks"):
+    for name in (
+        "tick_seconds",
+        "encode_seconds",
+        "occupancy_ratio",
+        "queue_seconds",
+        "request_ticks",
+        "request_seconds",
+    ):
         assert seen[f"ctm_{name}_count"] == 0
 
 
-def test_ticks_of_a_request_are_those_of_all_its_rows():
+def test_ticks_of_a_request_are_those_of_all_its_rows_and_its_time_lasts_until_the_last():
     progress = Progress(REQUEST)
     progress.ticks_used = 300
-    seen = Observed(StepReport(finished=[progress]))
+    seen = Observed(StepReport(finished=[progress], now=103.5))
     assert (seen["ctm_request_ticks_count"], seen["ctm_request_ticks_sum"]) == (1, 300)
+    assert (seen["ctm_request_seconds_count"], seen["ctm_request_seconds_sum"]) == (1, 3.5)
 
 
 def chain(*links: int) -> Progress:

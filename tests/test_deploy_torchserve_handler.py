@@ -81,10 +81,11 @@ class Worker:
     handler: ThinkHandler
     meters: dict[str, Meter]
 
-    def handle(self, *requests: object, grpc: bool = False, **headers: str) -> tuple[list[bytes], Context]:
-        """Bodies to replies; over HTTP unless said otherwise."""
-        name = "data" if grpc else "body"
-        context = Context(headers=[headers if grpc else {"Host": "here", **headers} for _ in requests])
+    def handle(self, *requests: object, grpc: str = "", **headers: str) -> tuple[list[bytes], Context]:
+        """Bodies to replies: over HTTP, or over gRPC under that name."""
+        own = {"ts_request_sequence_id": "ts-seq"} if grpc else {"Host": "here"}
+        context = Context(headers=[{**own, **headers} for _ in requests])
+        name = grpc or "body"
         rows = [{name: request if isinstance(request, bytes) else json.dumps(request)} for request in requests]
         return self.handler.handle(rows, context), context
 
@@ -102,7 +103,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     meters: dict[str, Meter] = {}
     context: Any = SimpleNamespace(
         system_properties={"model_dir": str(archive)},
-        model_yaml_config=Settings(num_slots=2, batch_size=8).model_config(BUNDLE),
+        model_yaml_config=Settings(num_slots=2, batch_size=8, grpc_streams=True).model_config(BUNDLE),
         metrics=SimpleNamespace(get_metric=lambda name, _: meters.setdefault(name, Meter())),
         model_name="mnist",
     )
@@ -183,7 +184,7 @@ def test_those_who_watch_see_every_tick_and_their_neighbours_see_none(worker: Wo
         watched = next(event["answer"] for event in events[place] if "answer" in event)
         assert plainly({"answers": [watched]}) == plainly(json.loads(quiet[place]))
         assert context.types[place] == "application/x-ndjson"
-    assert [list(event)[1] for event in events[3]] == ["answer", "summary"], "answers alone, as they come"
+    assert [event.keys() - {"request_id"} for event in events[3]] == [{"answer"}, {"summary"}], "answers alone"
 
 
 BAD = [
@@ -223,23 +224,32 @@ def test_bad_input_is_told_so_and_hurts_nobody(worker: Worker, request_: object,
     assert sentence in failure["message"]
     assert plainly(json.loads(replies[0])) == plainly(json.loads(replies[2]))
     with pytest.raises(PredictionException) as caught:
-        worker.handle(request_, grpc=True)
+        worker.handle(request_, grpc="data")
     assert caught.value.args == (failure["message"], status), "alone, a gRPC request fails with a status"
-    together, among = worker.handle(good, request_, grpc=True)
+    together, among = worker.handle(good, request_, grpc="data")
     assert json.loads(together[1])["failure"] == failure, "among others it is told in its reply"
     assert plainly(json.loads(together[0])) == plainly(json.loads(replies[0]))
     assert among.response_headers[1]["ts_stream_next"] == "false"
 
 
-def test_grpc_is_streamed_alone_only(worker: Worker) -> None:
-    watched = think(DIGITS[0], stream={"every": 1})
-    (last,), context = worker.handle(watched, grpc=True)
-    assert context.sent
+def told(lines: bytes) -> list[Any]:
+    """Ticks and answer, without how many lines they stand on."""
+    events = [json.loads(line) for line in lines.splitlines()]
+    ticks = [tick for event in events for tick in event.get("ticks", {}).get("ticks", [])]
+    return [*ticks, *(event["answer"] for event in events if "answer" in event)]
+
+
+def test_grpc_is_streamed_where_it_is_asked_by_name_and_comes_alone(worker: Worker) -> None:
+    asked = think(DIGITS[0])
+    (last,), context = worker.handle(asked, grpc="stream")
+    sent = b"".join(body for sent in context.sent for body in sent.values())
+    assert all("ticks" in json.loads(line) for line in sent.splitlines()), "every tick, as Think sends them"
     assert "summary" in json.loads(last.splitlines()[-1])
-    assert context.response_headers[0]["ts_stream_next"] == "false"
-    replies, context = worker.handle(watched, watched, grpc=True)
-    assert not context.sent, "TorchServe hands over several of Predictions alone, which takes one message"
-    assert plainly(json.loads(replies[0])) == plainly(json.loads(replies[1]))
+    assert context.response_headers[0]["ts_stream_next"] == "false", "else StreamPredictions waits for ever"
+    for requests, name in (([asked, asked], "stream"), ([think(DIGITS[0], stream={"every": 1})], "data")):
+        replies, context = worker.handle(*requests, grpc=name)
+        assert not context.sent, "Predictions breaks on a second message"
+        assert told(replies[0]) == told(sent + last)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +258,7 @@ def test_grpc_is_streamed_alone_only(worker: Worker) -> None:
 def test_a_request_stands_under_one_name(worker: Worker, row: dict[str, bytes], met: str) -> None:
     context = Context(headers=[{"Host": "here"}])
     (reply,) = worker.handler.handle([row], context)
-    assert json.loads(reply)["failure"]["message"] == f"request: got {met}, expected one of body, data"
+    assert json.loads(reply)["failure"]["message"] == f"request: got {met}, expected one of body, data, stream"
 
 
 def test_a_model_describes_itself(worker: Worker) -> None:

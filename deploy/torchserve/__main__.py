@@ -14,15 +14,16 @@ from serving.store import find
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 when every bundle was packed."""
     options = _parser().parse_args(argv)
-    settings = Settings(
-        backend=options.backend,
-        num_slots=options.slots,
-        batch_size=options.batch_size,
-        batch_delay_ms=options.batch_delay,
-        workers=options.workers,
-        response_timeout_seconds=options.response_timeout,
-    )
     try:
+        settings = Settings(
+            backend=options.backend,
+            num_slots=options.slots,
+            batch_size=options.batch_size,
+            batch_delay_ms=options.batch_delay,
+            workers=options.workers,
+            response_timeout_seconds=options.response_timeout,
+            grpc_streams=options.grpc_streams,
+        )
         options.output.mkdir(parents=True, exist_ok=True)
         for folder in options.bundles:
             print(write_archive(_load(folder), options.output, settings))
@@ -71,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         ),
     ):
         parser.add_argument(flag, metavar="N", type=int, default=value, help=f"{meaning} [{value}]")
+    parser.add_argument(
+        "--grpc-streams",
+        action="store_true",
+        help="let gRPC's StreamPredictions stream; see README.md for what a wrong call then does",
+    )
     return parser
 
 

@@ -56,6 +56,16 @@ class Settings:
     workers: int = 1
     response_timeout_seconds: int = 120
     """After which TorchServe kills a worker that has not answered."""
+    grpc_streams: bool = False
+    """Whether gRPC's StreamPredictions streams; off, all lines come in one message. A Predictions call that asks for a
+    stream then stops the worker for good: TorchServe 0.12 breaks on a second message, and tells us nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers", "response_timeout_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_delay_ms < 0:
+            raise ValueError(f"batch_delay_ms must be at least 0, got {self.batch_delay_ms}")
 
     def model_config(self, bundle: Bundle) -> dict[str, object]:
         """What TorchServe, and our handler under `ctm`, read of the archive's settings.
@@ -79,7 +89,11 @@ class Settings:
             "batchSize": self.batch_size,
             "maxBatchDelay": self.batch_delay_ms,
             "responseTimeout": self.response_timeout_seconds,
-            "ctm": {"engine": engine.model_dump(), "backend": backend.model_dump()},
+            "ctm": {
+                "engine": engine.model_dump(),
+                "backend": backend.model_dump(),
+                "grpc_streams": self.grpc_streams,
+            },
         }
 
 

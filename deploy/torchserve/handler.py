@@ -22,8 +22,8 @@ from serving.errors import InvalidRequest, ServingError, UnknownModel
 from serving.mismatch import listing, quote
 from serving.settings import BackendConfig, EngineConfig
 
-BODIES = ("body", "data")
-"""Where a request may stand: HTTP has its body under the first name, gRPC's callers choose one."""
+BODY, DATA, STREAM = "body", "data", "stream"
+"""Where a request may stand: HTTP has its body under the first name, gRPC's callers choose one of the others."""
 
 _SHARE = 0.9
 """Of the time after which TorchServe kills a worker that has not answered: by then every request has."""
@@ -44,6 +44,7 @@ class ThinkHandler:
         self._bundle = load_bundle(folder)
         backend = BackendConfig.model_validate(settings["ctm"]["backend"])
         self._backend = load_backend(self._bundle, backend, self._config)
+        self._grpc_streams = bool(settings["ctm"]["grpc_streams"])
         self._patience = _SHARE * settings["responseTimeout"]
         self._meters = Meters(_finder(context.metrics), context.model_name)
 
@@ -52,15 +53,14 @@ class ThinkHandler:
         if context.get_request_header(0, "describe") == "True":
             return [MessageToJson(self._bundle.manifest, preserving_proto_field_name=True).encode()]
         arrival = time.monotonic()
-        # TorchServe tells its handlers nothing of gRPC; but its HTTP front hands over the headers, and there is a host.
-        over_grpc = [
-            "host" not in {name.lower() for name in context.get_all_request_header(i)} for i in range(len(rows))
-        ]
+        over_grpc = [_is_grpc(context.get_all_request_header(place)) for place in range(len(rows))]
         replies = []
         for place, row in enumerate(rows):
             reply = self._receive(row, arrival)
-            # Of several gRPC requests none can have asked to be streamed: those TorchServe hands over alone.
-            reply.streamed &= not over_grpc[place] or len(rows) == 1
+            if over_grpc[place]:
+                # Only StreamPredictions takes several messages; TorchServe does not say which method was called, but
+                # hands the requests of that one over alone.
+                reply.streamed = STREAM in row and self._grpc_streams and len(rows) == 1
             replies.append(reply)
         self._think(replies, context)
         self._meters.write()
@@ -71,9 +71,9 @@ class ThinkHandler:
         try:
             message = read_request(_body(row), self._bundle)
             self._check_model(message)
-            # Unset means one document at the end: what the callers of TorchServe expect unless they say otherwise.
-            reply.streamed = message.stream.HasField("every")
-            if not reply.streamed:
+            # Callers of TorchServe expect one document at the end, unless they say otherwise.
+            reply.streamed = reply.in_lines = STREAM in row or message.stream.HasField("every")
+            if not reply.in_lines:
                 message.stream.every = 0
             reply.request = wire.parse_request(
                 message,
@@ -117,6 +117,7 @@ class ThinkHandler:
         bodies = {}
         for place in places:
             replies[place].begun = True
+            context.set_response_status(200, "OK", place)
             context.set_response_content_type(place, replies[place].content_type)
             bodies[place] = replies[place].body()
         ids = {place: context.request_ids[place] for place in places}
@@ -143,15 +144,20 @@ class ThinkHandler:
 
 
 def _body(row: Mapping[str, Any]) -> object:
-    """Where the request stands.
+    """The request itself.
 
     Raises:
-        InvalidRequest: nowhere, or something else stands beside it.
+        InvalidRequest: there is none, or something else stands beside it.
     """
-    found = [name for name in row if name in BODIES]
-    if len(row) != 1 or not found:
-        raise InvalidRequest(f"request: got {listing(map(quote, row))}, expected one of {listing(BODIES)}")
-    return row[found[0]]
+    expected = (BODY, DATA, STREAM)
+    if len(row) != 1 or not row.keys() <= set(expected):
+        raise InvalidRequest(f"request: got {listing(map(quote, row))}, expected one of {listing(expected)}")
+    return next(iter(row.values()))
+
+
+def _is_grpc(headers: Mapping[str, object]) -> bool:
+    """TorchServe does not say it. But its gRPC front numbers every request, and HTTP's own headers name the host."""
+    return "ts_request_sequence_id" in headers and "host" not in {name.lower() for name in headers}
 
 
 def _finder(cache: Any) -> Any:

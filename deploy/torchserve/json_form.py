@@ -9,6 +9,7 @@ may be left out.
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,15 @@ def read_request(body: object, bundle: Bundle) -> pb.ThinkRequest:
 
 
 def lines(events: Sequence[Event], request_id: str, bundle: Bundle) -> bytes:
-    """One ThinkEvent a line; ticks that came together stand together, before what they led to."""
-    messages = []
-    if ticks := [event for event in events if isinstance(event, Tick)]:
-        messages.append(wire.ticks_message(request_id, ticks, bundle))
-    messages += [wire.event_message(request_id, event, bundle) for event in events if not isinstance(event, Tick)]
+    """One ThinkEvent a line; ticks that stand together share one."""
+    messages: list[pb.ThinkEvent] = []
+    for are_ticks, group in groupby(events, key=lambda event: isinstance(event, Tick)):
+        if are_ticks:
+            messages.append(
+                wire.ticks_message(request_id, [event for event in group if isinstance(event, Tick)], bundle)
+            )
+        else:
+            messages += [wire.event_message(request_id, event, bundle) for event in group]
     return b"".join(json.dumps(_written(message)).encode() + b"\n" for message in messages)
 
 

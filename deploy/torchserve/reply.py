@@ -21,6 +21,8 @@ STATUS: dict[int, HTTPStatus] = {
 }
 """Our codes as HTTP has them; TorchServe turns them into gRPC's again."""
 
+_LINES = "application/x-ndjson"
+
 
 @dataclass(slots=True, eq=False)
 class Reply:
@@ -31,8 +33,10 @@ class Reply:
     """None when it was refused before it came to the engine."""
     error: ServingError | None = None
     """Why it was refused, or failed."""
+    in_lines: bool = False
+    """Whether it is one event a line, ticks too, and no single document."""
     streamed: bool = False
-    """Whether its events go out as lines, as they happen."""
+    """Whether its lines go out as they happen, and not all at the end."""
     begun: bool = False
     """Whether any have gone out: then its status is sent."""
     events: list[Event] = field(default_factory=list)
@@ -50,7 +54,7 @@ class Reply:
 
     @property
     def content_type(self) -> str:
-        return "application/x-ndjson" if self.streamed and (self.begun or self.error is None) else "application/json"
+        return _LINES if self.in_lines and (self.begun or self.error is None) else "application/json"
 
     def body(self) -> bytes:
         """What is left to say."""
@@ -58,5 +62,5 @@ class Reply:
             assert self.error is not None, "a request is refused for a reason"
             return json_form.refusal(self.error)
         events, self.events = self.events, []
-        write = json_form.lines if self.content_type == "application/x-ndjson" else json_form.document
+        write = json_form.lines if self.content_type == _LINES else json_form.document
         return write(events, self.request.request_id, self.bundle)

@@ -37,7 +37,7 @@ class PredictionException(Exception):
 class Context:
     """What TorchServe hands over beside a batch."""
 
-    headers: list[dict[str, str]] = field(default_factory=list)
+    headers: list[dict[str, Any]] = field(default_factory=list)
     sent: list[dict[str, bytes]] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
     types: dict[int, str] = field(default_factory=dict)
@@ -47,10 +47,10 @@ class Context:
     def request_ids(self) -> dict[int, str]:
         return {place: f"id-{place}" for place in range(len(self.headers))}
 
-    def get_request_header(self, place: int, name: str) -> str | None:
+    def get_request_header(self, place: int, name: str) -> Any:
         return self.headers[place].get(name)
 
-    def get_all_request_header(self, place: int) -> dict[str, str]:
+    def get_all_request_header(self, place: int) -> dict[str, Any]:
         return self.headers[place]
 
     def set_response_header(self, place: int, name: str, value: str) -> None:
@@ -83,9 +83,9 @@ class Worker:
 
     def handle(self, *requests: object, grpc: str = "", **headers: str) -> tuple[list[bytes], Context]:
         """Bodies to replies: over HTTP, or over gRPC under that name."""
-        own = {"ts_request_sequence_id": "ts-seq"} if grpc else {"Host": "here"}
-        context = Context(headers=[{**own, **headers} for _ in requests])
         name = grpc or "body"
+        own = {name: {"content-type": ""}} if grpc else {name: {"content-type": ""}, "Host": "here"}
+        context = Context(headers=[{**own, **headers} for _ in requests])
         rows = [{name: request if isinstance(request, bytes) else json.dumps(request)} for request in requests]
         return self.handler.handle(rows, context), context
 
@@ -239,17 +239,19 @@ def told(lines: bytes) -> list[Any]:
     return [*ticks, *(event["answer"] for event in events if "answer" in event)]
 
 
-def test_grpc_is_streamed_where_it_is_asked_by_name_and_comes_alone(worker: Worker) -> None:
+def test_grpc_is_streamed_where_it_is_asked_by_name(worker: Worker) -> None:
     asked = think(DIGITS[0])
     (last,), context = worker.handle(asked, grpc="stream")
     sent = b"".join(body for sent in context.sent for body in sent.values())
     assert all("ticks" in json.loads(line) for line in sent.splitlines()), "every tick, as Think sends them"
     assert "summary" in json.loads(last.splitlines()[-1])
     assert context.response_headers[0]["ts_stream_next"] == "false", "else StreamPredictions waits for ever"
-    for requests, name in (([asked, asked], "stream"), ([think(DIGITS[0], stream={"every": 1})], "data")):
-        replies, context = worker.handle(*requests, grpc=name)
-        assert not context.sent, "Predictions breaks on a second message"
-        assert told(replies[0]) == told(sent + last)
+    (whole,), context = worker.handle(think(DIGITS[0], stream={"every": 1}), grpc="data")
+    assert not context.sent, "Predictions breaks on a second message"
+    assert told(whole) == told(sent + last)
+    finals, context = worker.handle(asked, asked, grpc="stream")
+    for place, final in enumerate(finals):
+        assert told(b"".join(sent[f"id-{place}"] for sent in context.sent) + final) == told(whole)
 
 
 @pytest.mark.parametrize(

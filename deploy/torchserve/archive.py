@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,14 +28,9 @@ from serving.settings import BackendConfig, EngineConfig
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-_CODE = ("serving", "protos")
-_PORTS = {
-    "inference_address": 8080,
-    "management_address": 8081,
-    "metrics_address": 8082,
-    "grpc_inference_port": 7070,
-    "grpc_management_port": 7071,
-}
+_PACKAGES = ("serving", "protos")
+_MODULES = ("batch", "json_form", "meters", "reply")
+"""Of this folder, those that the handler imports."""
 
 
 class ToolMissing(Exception):
@@ -107,9 +101,12 @@ def write_archive(bundle: Bundle, output: Path, settings: Settings) -> Path:
     with TemporaryDirectory(dir=output, prefix=".archive-") as work:
         stage, scratch = Path(work, "stage"), Path(work, "scratch")
         scratch.mkdir()
-        for folder in (*_CODE, "deploy/torchserve"):
-            ignored = shutil.ignore_patterns("__pycache__", "test_*", "*.md", "*.txt")
-            shutil.copytree(ROOT / folder, stage / folder, ignore=ignored)
+        for package in _PACKAGES:
+            shutil.copytree(ROOT / package, stage / package, ignore=shutil.ignore_patterns("__pycache__"))
+        own = stage / "deploy" / "torchserve"
+        own.mkdir(parents=True)
+        for module in _MODULES:
+            shutil.copy(HERE / f"{module}.py", own)
         shutil.copytree(bundle.path, stage / "bundle" / bundle.name / str(bundle.version))
         config = Path(work, "model-config.json")  # which is YAML, too
         config.write_text(json.dumps(settings.model_config(bundle), indent=2) + "\n")
@@ -124,11 +121,8 @@ def write_archive(bundle: Bundle, output: Path, settings: Settings) -> Path:
         return Path(work, f"{bundle.name}.mar").replace(output / f"{bundle.name}.mar")
 
 
-def write_config(output: Path, ports: Mapping[str, int] = _PORTS) -> Path:
+def write_config(output: Path) -> Path:
     """Write `config.properties` and `metrics.yaml` for all archives in `output`.
-
-    Args:
-        ports: by TorchServe's names for what listens on them.
 
     Raises:
         ToolMissing: TorchServe is not installed.
@@ -139,10 +133,12 @@ def write_config(output: Path, ports: Mapping[str, int] = _PORTS) -> Path:
         metrics["model_metrics"].setdefault(kind, []).extend(entries)
     (output / "metrics.yaml").write_text(yaml.safe_dump(metrics, sort_keys=False))
     archives = sorted(path.name for path in output.glob("*.mar"))
-    ports = {**_PORTS, **ports}
     lines = [
-        *(f"{name}=http://127.0.0.1:{port}" for name, port in ports.items() if name.endswith("_address")),
-        *(f"{name}={port}" for name, port in ports.items() if name.endswith("_port")),
+        "inference_address=http://127.0.0.1:8080",
+        "management_address=http://127.0.0.1:8081",
+        "metrics_address=http://127.0.0.1:8082",
+        "grpc_inference_port=7070",
+        "grpc_management_port=7071",
         "grpc_inference_address=127.0.0.1",
         "grpc_management_address=127.0.0.1",
         "disable_token_authorization=false",
@@ -153,6 +149,7 @@ def write_config(output: Path, ports: Mapping[str, int] = _PORTS) -> Path:
         "decode_input_request=false",
         "metrics_mode=prometheus",
         f"metrics_config={output / 'metrics.yaml'}",
+        "job_queue_size=1024",
         "max_request_size=16777216",
         "max_response_size=16777216",
     ]

@@ -5,6 +5,7 @@ TorchServe loads this file alone out of the archive; it finds the rest of it in 
 
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ class ThinkHandler:
         self._backend = load_backend(self._bundle, backend, self._config)
         self._grpc_streams = bool(settings["ctm"]["grpc_streams"])
         self._patience = _SHARE * settings["responseTimeout"]
-        self._meters = Meters(_finder(context.metrics), context.model_name)
+        kinds, cache = _torchserve("metrics.metric_type_enum", "MetricTypes"), context.metrics
+        self._meters = Meters(lambda name, kind: cache.get_metric(name, kinds(kind)), context.model_name)
+        self._send_now = _torchserve("handler_utils.utils", "send_intermediate_predict_response")
+        self._failure = _torchserve("utils.util", "PredictionException")
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Think about all requests of a batch, and answer each."""
@@ -58,9 +62,8 @@ class ThinkHandler:
         for place, row in enumerate(rows):
             reply = self._receive(row, arrival)
             if over_grpc[place]:
-                # Only StreamPredictions takes several messages; TorchServe does not say which method was called, but
-                # hands the requests of that one over alone.
-                reply.streamed = STREAM in row and self._grpc_streams and len(rows) == 1
+                # Only StreamPredictions takes several messages, and TorchServe does not say which method was called.
+                reply.streamed = STREAM in row and self._grpc_streams
             replies.append(reply)
         self._think(replies, context)
         self._meters.write()
@@ -112,8 +115,6 @@ class ThinkHandler:
         places = [place for place in places if replies[place].begun or replies[place].error is None]
         if not places:
             return
-        from ts.handler_utils.utils import send_intermediate_predict_response
-
         bodies = {}
         for place in places:
             replies[place].begun = True
@@ -121,7 +122,7 @@ class ThinkHandler:
             context.set_response_content_type(place, replies[place].content_type)
             bodies[place] = replies[place].body()
         ids = {place: context.request_ids[place] for place in places}
-        send_intermediate_predict_response(bodies, ids, "", 200, context)
+        self._send_now(bodies, ids, "", 200, context)
 
     def _finish(self, place: int, replies: Sequence[Reply], context: Any, over_grpc: bool) -> bytes:
         """The end of a reply.
@@ -132,9 +133,7 @@ class ThinkHandler:
         reply = replies[place]
         if over_grpc:
             if len(replies) == 1 and reply.error is not None and not reply.begun:
-                from ts.utils.util import PredictionException
-
-                raise PredictionException(str(reply.error), int(reply.status))
+                raise self._failure(str(reply.error), int(reply.status))
             # Without it, StreamPredictions would wait for more for ever.
             context.set_response_header(place, "ts_stream_next", "false")
         if not reply.begun:
@@ -156,12 +155,13 @@ def _body(row: Mapping[str, Any]) -> object:
 
 
 def _is_grpc(headers: Mapping[str, object]) -> bool:
-    """TorchServe does not say it. But its gRPC front numbers every request, and HTTP's own headers name the host."""
-    return "ts_request_sequence_id" in headers and "host" not in {name.lower() for name in headers}
+    """TorchServe does not say it, but hands over HTTP's headers, a token's among them; of gRPC there are none.
+
+    What is no text describes the parameters.
+    """
+    return not any(isinstance(value, str) for value in headers.values())
 
 
-def _finder(cache: Any) -> Any:
-    """How TorchServe's metrics are found, by name and kind."""
-    from ts.metrics.metric_type_enum import MetricTypes
-
-    return lambda name, kind: cache.get_metric(name, MetricTypes(kind))
+def _torchserve(module: str, name: str) -> Any:
+    """Something of TorchServe's own, which is there only where TorchServe runs."""
+    return getattr(import_module(f"ts.{module}"), name)

@@ -47,7 +47,7 @@ def declarations() -> dict[str, list[dict[str, object]]]:
     """The metrics as the section `model_metrics` of TorchServe's metrics file has them."""
     found: dict[str, list[dict[str, object]]] = {}
     for name, meter in METERS.items():
-        entry = {"name": name, "unit": meter.unit, "dimensions": [*_MODEL, *meter.labels]}
+        entry: dict[str, object] = {"name": name, "unit": meter.unit, "dimensions": [*_MODEL, *meter.labels]}
         found.setdefault(meter.kind, []).append(entry)
     return found
 

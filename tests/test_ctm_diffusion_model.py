@@ -198,6 +198,20 @@ def test_samples_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         sample(small_model(), torch.arange(2), noise_of(1, 2), **options)
 
+@pytest.mark.parametrize(
+    ("labels", "shape", "message"),
+    [
+        pytest.param([0, 4], (2, 6, 6), "labels must be classes, 0 to 3, got 4", id="a class too many"),
+        pytest.param([-1, 0], (2, 6, 6), "labels must be classes, 0 to 3, got -1", id="a class below 0"),
+        pytest.param([0, 1], (3, 6, 6), "noise must be [2, 6, 6], an image a label, got [3, 6, 6]", id="rows"),
+        # Cut into patches it would pass for two images.
+        pytest.param([0], (1, 12, 6), "noise must be [1, 6, 6], an image a label, got [1, 12, 6]", id="two images"),
+    ],
+)
+def test_rows_that_cannot_be(labels, shape, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sample(small_model(), torch.tensor(labels), lambda _: torch.zeros(shape), steps=2)
+
 
 @pytest.mark.parametrize(
     ("settings", "message"),

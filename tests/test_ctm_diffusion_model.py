@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_diffusion import CORE, DIFFUSION, noisy_rows, small_model
+from small_diffusion import CONTROL, CORE, DIFFUSION, noisy_rows, small_model
 
 from ctm.diffusion.config import DiffusionConfig, LossWeights
 from ctm.diffusion.images import to_diffusion, to_pixels
@@ -41,6 +41,36 @@ def test_what_an_abstaining_row_thought_changes_nothing_at_all():
     model, everyone = small_model(), ~NOBODY
     assert torch.equal(guided(model, everyone, tick=0), guided(model, everyone, tick=-1))
     assert not torch.equal(guided(model, NOBODY, tick=0), guided(model, NOBODY, tick=-1))
+
+
+@torch.no_grad()
+def test_guidance_is_as_strong_as_its_tick_is_certain_and_nothing_where_the_row_abstains():
+    model = small_model()
+    thought = model.think(*noisy_rows(ROWS))
+    certainty = torch.tensor([-1e-7, 0.1, 0.5, 0.9, 1.0, 1.0 + 1e-6])
+    told = thought.predictions[:, -1], certainty, thought.states[:, -1]
+    torch.testing.assert_close(model.guide(*told, NOBODY).strength, certainty.clamp(0, 1))
+    assert not model.guide(*told, ~NOBODY).strength.any()
+
+
+@pytest.mark.parametrize("any_tick", [0.0, 1.0])
+def test_while_learning_the_most_certain_tick_guides_or_one_that_was_drawn(any_tick, monkeypatch):
+    model, thoughts, guides = small_model(any_tick=any_tick, base_share=0.5).train(), [], []
+    think, paths = model._think, model.denoiser.paths
+    monkeypatch.setattr(model, "_think", lambda seen: thoughts.append(think(seen)) or thoughts[-1])
+    monkeypatch.setattr(model.denoiser, "paths", lambda *task: guides.append(task[-1]) or paths(*task))
+    torch.manual_seed(5)
+    model(torch.rand(32, 6, 6) * 2 - 1, torch.arange(32) % 4)
+    (thought,), (guide,) = thoughts, guides
+    told = (thought.states == guide.state[:, None]).all(-1)
+    assert (told.sum(-1) == 1).all(), "one tick guides"
+    most, tick = thought.certainties.argmax(-1), told.int().argmax(-1)
+    assert torch.equal(tick, most) if any_tick == 0 else len(tick.unique()) == CORE.ticks
+    certainty, alone = thought.certainties[torch.arange(32), tick].clamp(0, 1), guide.strength == 0
+    torch.testing.assert_close(guide.strength, certainty.masked_fill(alone, 0.0))
+    assert 0 < alone.sum() < 32
+    assert not guide.strength.requires_grad, "a thought is certain of what it sees, not of what would suit the denoiser"
+    assert guide.state.requires_grad
 
 
 PATHS = {
@@ -129,6 +159,16 @@ def test_base_rows_teach_nothing_but_the_base_path():
     assert loss.base == pytest.approx(loss.value.item())
 
 
+def test_what_is_descended_is_the_error_and_each_loss_times_its_weight():
+    weights = LossWeights(bins=0.2, base=0.3, value=0.4, gate=0.05, goal=0.6, empathy=0.07, selfless=0.08)
+    model = small_model(twice=True, base_share=0.0, weights=weights, **CONTROL).train()
+    torch.manual_seed(5)
+    loss = model(torch.rand(32, 6, 6) * 2 - 1, torch.arange(32) % 4)
+    assert set(loss.losses) == {"bins", "base", "value", "gate", "goal", "empathy", "selfless"}
+    weighed = sum(getattr(weights, name) * value for name, value in loss.losses.items())
+    torch.testing.assert_close(loss.value, loss.guided + weighed)
+
+
 def test_without_a_thought_it_is_a_denoiser_alone():
     torch.manual_seed(0)
     alone = EnhancedCTMDiffusion(CORE, replace(DIFFUSION, guided=False))
@@ -197,6 +237,21 @@ def test_a_certain_thought_ends_early_and_answers_with_its_best_tick_so_far():
 def test_samples_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         sample(small_model(), torch.arange(2), noise_of(1, 2), **options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "shape", "message"),
+    [
+        pytest.param([0, 4], (2, 6, 6), "labels must be classes, 0 to 3, got 4", id="a class too many"),
+        pytest.param([-1, 0], (2, 6, 6), "labels must be classes, 0 to 3, got -1", id="a class below 0"),
+        pytest.param([0, 1], (3, 6, 6), "noise must be [2, 6, 6], an image a label, got [3, 6, 6]", id="rows"),
+        # Cut into patches it would pass for two images.
+        pytest.param([0], (1, 12, 6), "noise must be [1, 6, 6], an image a label, got [1, 12, 6]", id="two images"),
+    ],
+)
+def test_rows_that_cannot_be(labels, shape, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sample(small_model(), torch.tensor(labels), lambda _: torch.zeros(shape), steps=2)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,15 @@ def test_every_rule_has_its_case():
     assert {case.values[0] for case in CASES} | {"bio-stdp"} == set(RULES)
 
 
+def test_neurons_that_do_the_same_have_the_same_mean_rank():
+    made = Made()
+    good_at_most(made)
+    made.post[..., OTHERS] = 0.0
+    scores = RULES["bio-multi-objective"](made.observed(), torch.Generator())
+    assert len(scores[OTHERS].unique()) == 1, "silent ones are alike, whichever comes first"
+    assert scores[PLANTED].min() > scores[OTHERS].max()
+
+
 def test_stdp_orders_pre_before_post():
     """Of neurons that spike one after the other the earlier is left; those that spike together are no pair."""
     made = Made()

@@ -28,6 +28,22 @@ def test_a_schedule_begins_with_hardly_any_noise_and_ends_with_hardly_anything_e
     assert schedule.signal[-1] < 0.05
 
 
+def test_schedules_are_the_published_ones():
+    share = np.arange(1, 1000) / 1000
+    cosine = np.cos((share + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(NoiseSchedule("cosine", 1000).signal[:-1] ** 2, cosine, rtol=1e-4)
+    linear = NoiseSchedule("linear", 1000).signal
+    np.testing.assert_allclose(linear**2, np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), rtol=1e-4)
+    assert NoiseSchedule("linear", 200).signal[-1] == pytest.approx(float(linear[-1]), rel=0.2), "as much noise in all"
+
+
+def test_velocity_is_the_noise_where_there_is_none_and_the_image_turned_round_where_there_is_nothing_else():
+    schedule = NoiseSchedule("cosine", 1000)
+    clean, noise, _ = rows(seed=2, count=2)
+    velocity = schedule.target(clean, noise, torch.tensor([0, 999]), "velocity")
+    torch.testing.assert_close(velocity, torch.stack([noise[0], -clean[1]]), atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["noise", "velocity"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_right_prediction_takes_an_image_apart_into_what_it_was_made_of(name, kind):

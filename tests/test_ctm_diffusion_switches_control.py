@@ -11,10 +11,10 @@ from small_diffusion import CONTROL, CORE, DIFFUSION, noisy_rows, small_model
 from test_ctm_training_diffusion import table
 from torch import Tensor, nn
 
-from ctm.diffusion.control import OTHER
+from ctm.diffusion.control import OTHER, Controlled, Outcome
 from ctm.diffusion.goal import GoalPredictor, goal_loss
 from ctm.diffusion.model import EnhancedCTMDiffusion
-from ctm.diffusion.others_in_mind import unpacked
+from ctm.diffusion.others_in_mind import Understood, unpacked
 from ctm.diffusion.sampling import Samples, sample
 from ctm.families import load_trained
 from ctm.training.chance import Purpose, derived_seed, seed_everything
@@ -188,6 +188,44 @@ def test_rows_without_a_thought_teach_the_gate_nothing_and_rows_with_one_do():
         loss.losses["value"].backward()
         assert any(weight.grad is not None and weight.grad.any() for weight in model.control.parameters()) == taught
         assert all(weight.grad is None or not weight.grad.any() for weight in model.thinker.parameters())
+
+
+def test_the_reward_of_the_gate_is_what_guiding_gains():
+    model, (noisy, level, label) = small_model(basal_ganglia=CONTROL["basal_ganglia"]).train(), noisy_rows(ROWS)
+    thought, everyone = model.think(noisy, level, label), torch.ones(ROWS, dtype=torch.bool)
+    controlled = model.control(thought.states[:, -1], thought.certainties[:, -1], level, {})
+    error = torch.tensor([0.0, 3.0]).repeat(ROWS // 2)
+    losses = model.control.losses(controlled, Outcome(label, everyone, error, base_error=torch.ones(ROWS)))
+    surprise = 1 - error - controlled.gated.reward
+    torch.testing.assert_close(losses["value"], surprise.square().mean())
+    (slope,) = torch.autograd.grad(losses["gate"], controlled.gated.gate)
+    likelier = torch.where(controlled.passed > 0, 1.0, -1.0)
+    assert torch.equal(-slope.sign(), surprise.sign()[:, None] * likelier), "what was done, where it helped"
+
+
+def test_to_help_is_to_bring_the_others_estimate_nearer_the_clean_image():
+    control, random = small_model(mirror=CONTROL["mirror"]).control, torch.Generator().manual_seed(0)
+    clean, other = torch.randn(2, ROWS, 6, 6, generator=random)
+    everyone, label = torch.ones(ROWS, dtype=torch.bool), torch.zeros(ROWS, dtype=torch.int64)
+    understood = Understood(everyone, None, (), (clean - other).flatten(1))
+
+    def loss(estimate: Tensor) -> float:
+        came = Outcome(label, everyone, label.float(), clean=clean, estimate=estimate, other_estimate=other)
+        return control.losses(Controlled(label, understood=understood), came)["selfless"].item()
+
+    found = [loss(other + share * (clean - other)) for share in (-1.0, 0.0, 0.5, 1.0)]
+    assert found == pytest.approx([1.0, 1.0, 0.25, 0.0], abs=1e-5), "the square of half of an error is a quarter"
+
+
+def test_who_is_watched_has_more_noise_and_where_there_is_the_most_nobody_is():
+    level = torch.arange(DIFFUSION.levels).repeat(200)
+    torch.manual_seed(0)
+    other, watches = small_model(goal=CONTROL["goal"])._others(level)
+    last = level == DIFFUSION.levels - 1
+    assert (other[~last] > level[~last]).all()
+    assert other[level == 5].unique().tolist() == list(range(6, DIFFUSION.levels))
+    assert not watches[last].any()
+    assert 0.45 < watches[~last].float().mean() < 0.55
 
 
 def test_what_another_thought_was_asked_for_can_be_told_from_its_traces():

@@ -87,8 +87,13 @@ def criticality(activity: NeuronActivity, _: torch.Generator) -> Tensor:
 
 def multi_objective(activity: NeuronActivity, generator: torch.Generator) -> Tensor:
     objectives = (hebbian, plasticity, homeostatic, criticality)
-    ranks = [of_neurons(rule(activity, generator)).argsort().argsort() for rule in objectives]
-    return torch.stack(ranks).double().mean(0)
+    return torch.stack([_ranks(of_neurons(rule(activity, generator))) for rule in objectives]).mean(0)
+
+
+def _ranks(scores_D: Tensor) -> Tensor:
+    """How many are worse; equals, such as all that are silent, share their ranks' mean."""
+    ours, theirs = scores_D[:, None], scores_D[None]
+    return (ours > theirs).double().sum(-1) + ((ours == theirs).double().sum(-1) - 1) / 2
 
 
 def adaptive_random(activity: NeuronActivity, generator: torch.Generator) -> Tensor:

@@ -61,12 +61,14 @@ def sample(
             certainty of the thought before it, above `confidence_threshold`, allows; see `certain_stride`.
 
     Raises:
-        ValueError: steps, eta, stride or a threshold is out of range; names it.
+        ValueError: steps, eta, stride or a threshold is out of range, a label is no class, or noise has another shape;
+            names it.
     """
     threshold = model.diffusion.confidence_threshold if confidence_threshold is None else confidence_threshold
     _check(eta, stride, threshold)
     plan = torch.tensor([*spaced_levels(model.diffusion.levels, steps), CLEAN], device=label_N.device)
     image = noise(0)
+    _check_rows(model, label_N, image)
     eta_N, place_N, stride_N = torch.full(label_N.shape, eta, device=label_N.device), label_N * 0, label_N * 0 + 1
     fed, used_N = model.nothing_fed(image), torch.zeros_like(label_N)
     estimate, seen = torch.zeros_like(image), list[tuple[Tensor, ...]]()
@@ -100,6 +102,15 @@ def _check(eta: float, stride: int, threshold: float) -> None:
         raise ValueError(f"stride must be at least 1, got {stride}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"confidence_threshold must be in [0, 1], got {threshold}")
+
+
+def _check_rows(model: EnhancedCTMDiffusion, label_N: Tensor, image: Tensor) -> None:
+    """Raise ValueError for classes that there are not, and for noise that is not of one image a label."""
+    classes, shape = model.diffusion.classes, [len(label_N), model.diffusion.side, model.diffusion.side]
+    if wrong := [label for label in label_N.tolist() if not 0 <= label < classes]:
+        raise ValueError(f"labels must be classes, 0 to {classes - 1}, got {wrong[0]}")
+    if list(image.shape) != shape:
+        raise ValueError(f"noise must be {shape}, an image a label, got {list(image.shape)}")
 
 
 def _guide(

@@ -27,7 +27,7 @@ def download(repository: str, revision: str | None, names: Iterable[str]) -> tup
     try:
         import huggingface_hub
         from huggingface_hub import constants, errors
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         missing = f"{repository} is to be fetched: {error.name} is not installed (the extra hub brings it)"
         raise InstallationLacks(missing) from error

@@ -212,7 +212,7 @@ def test_prometheus_computes_what_the_adapter_will_ask_it(tmp_path):
     tests = [
         {
             "expr": queries[name],
-            "eval_time": "8m",
+            "eval_time": "4m",
             "exp_samples": [{"labels": f'{{pod="{pod}"}}', "value": value} for pod, value in values.items()],
         }
         for name, values in expected.items()

@@ -14,7 +14,7 @@ from protos import ctm_bundle_pb2 as bundle_pb2
 from protos import ctm_serving_pb2 as pb
 from serving import status, wire
 from serving.calls import LOST, Method, ServicerContext, add_service, deadline, sound
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import InvalidRequest, ServingError, Unavailable
 from serving.events import Event, Failure, Tick
 from serving.mismatch import quote
 from serving.models import Models, Served
@@ -79,6 +79,9 @@ class Thinker:
     async def ThinkStream(
         self, request_iterator: AsyncIterator[pb.ThinkCommand | None], context: ServicerContext
     ) -> None:
+        if not any(served.runner.accepting for served in self._models):
+            # The call as a whole, so that a balancer can take it elsewhere; one that goes on fails request by request.
+            await status.abort(context, Unavailable("the server takes no requests now"))
         call = _StreamCall(self.submit, context, self._max_stream_requests)
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -252,6 +252,9 @@ async def test_a_draining_server_finishes_what_runs_and_refuses_what_comes():
         draining = asyncio.ensure_future(server.runner.drain(10.0))
         await asyncio.sleep(0)
         assert (await error(server, think(SURE))).code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await server.stub.ThinkStream().read()
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         assert (await running)[-2].answer.stop_reason == pb.TICK_BUDGET
         await draining
 

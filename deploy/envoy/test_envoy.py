@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 import yaml
-from callers import callers, spread
+from callers import callers, digits, spread
 from replicas import ROOT, Replica, replicas
 
+from protos import ctm_serving_pb2_grpc as pb_grpc
 from serving.client import AsyncClient
+from serving.client.message import request_message
 
 CONFIGURATION = ROOT / "deploy" / "envoy" / "envoy.yaml"
 ENVOY = ROOT / ".venv-deploy" / "envoy" / "bin" / "envoy"
@@ -141,6 +144,14 @@ async def test_the_configuration_that_ships_is_one_that_envoy_takes_without_a_wa
     assert b"OK" in stdout
 
 
+async def answers_whatever_the_caller_tells_envoy(address: str) -> int:
+    """How many answers a request gets whose headers ask Envoy to give up after a millisecond."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        message = request_message("mnist", {"image": digits()[:1]}, every=0)
+        call = pb_grpc.ThinkerStub(channel).Think(message, metadata=(("x-envoy-upstream-rq-timeout-ms", "1"),))
+        return len([event async for event in call if event.HasField("answer")])
+
+
 async def test_nothing_is_lost_when_a_replica_is_stopped_and_only_what_it_held_when_one_is_killed(tmp_path):
     async with (
         replicas(3, "--models", "mnist", "--drain-delay-seconds", "10") as fleet,
@@ -160,6 +171,7 @@ async def test_nothing_is_lost_when_a_replica_is_stopped_and_only_what_it_held_w
             assert all(abs(share * len(among) - 1) < 0.35 for share in shares), shares
 
         await evenly(*fleet)
+        assert await answers_whatever_the_caller_tells_envoy(proxy.address) == 1
 
         first.send(signal.SIGTERM)
         await proxy.healthy(everyone - {first.port})

@@ -1,7 +1,7 @@
 """Hold Kubernetes objects, documents of YAML on standard input, against the schemas that Kubernetes publishes.
 
-Runs where deploy/kubernetes/requirements.txt is installed. Prints a line for each field that is wrong or unknown, and ends
-with status 1 if there are any.
+Runs where deploy/kubernetes/requirements.txt is installed. Prints a line for each field that is wrong or unknown, and
+ends with status 1 if there are any.
 """
 
 import sys

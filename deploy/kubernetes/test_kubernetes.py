@@ -16,7 +16,8 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from serving.config import load_config
+from serving.config import ServerConfig, load_config
+from serving.config import settings as known_settings
 from serving.metrics import Metrics
 
 HERE = Path(__file__).resolve().parent
@@ -113,32 +114,38 @@ def test_the_checks_find_what_is_wrong(folder, script, slips):
 def test_the_settings_are_settings_of_the_server_and_its_ports_those_of_the_pod(settings, container, monkeypatch):
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    assert set(settings) <= {setting.variable for setting in known_settings()}, "others would be ignored"
     config = load_config([])
-    for name in settings:
-        place, *keys = config, *name.removeprefix("CTM_SERVE_").lower().split("__")
-        for key in keys:
-            place = getattr(place, key)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert config.address == f"0.0.0.0:{ports['grpc']}"
     assert config.http_address == f"0.0.0.0:{ports['http']}"
     assert config.backend.intra_op_threads == int(container["resources"]["requests"]["cpu"])
 
 
-def test_a_pod_is_given_the_time_that_its_server_takes_to_go(settings, deployment):
+def test_a_pod_is_given_the_time_that_its_server_takes_to_go(settings, deployment, monkeypatch):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
     given = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    takes = int(settings["CTM_SERVE_DRAIN_DELAY_SECONDS"]) + int(settings["CTM_SERVE_GRACE_SECONDS"])
-    assert given >= takes + LAST_CALLS_SECONDS
+    assert given >= seconds_to_go(load_config([]))
 
 
-def test_so_is_a_pod_of_kserve():
-    runtime, service = sorted(yaml.safe_load_all(rendered("kserve")), key=lambda document: document["kind"])[::-1]
-    (container,) = runtime["spec"]["containers"]
-    environment = {entry["name"]: entry["value"] for entry in container["env"]}
-    takes = int(environment["CTM_SERVE_DRAIN_DELAY_SECONDS"]) + int(environment["CTM_SERVE_GRACE_SECONDS"])
-    assert service["spec"]["predictor"]["terminationGracePeriodSeconds"] >= takes + LAST_CALLS_SECONDS
-    assert service["spec"]["predictor"]["model"]["runtime"] == runtime["metadata"]["name"]
-    formats = [known["name"] for known in runtime["spec"]["supportedModelFormats"]]
-    assert service["spec"]["predictor"]["model"]["modelFormat"]["name"] in formats
+def test_kserve_runs_the_server_as_it_can_be_run_and_gives_it_as_long(monkeypatch):
+    objects = {document["kind"]: document["spec"] for document in yaml.safe_load_all(rendered("kserve"))}
+    runtime, predictor = objects["ServingRuntime"], objects["InferenceService"]["predictor"]
+    (container,) = runtime["containers"]
+    for entry in container["env"]:
+        monkeypatch.setenv(entry["name"], entry["value"])
+    config = load_config(container["args"])
+    assert str(config.store) == "/mnt/models", "where KServe puts what storageUri names"
+    assert [config.address] == [f"0.0.0.0:{port['containerPort']}" for port in container["ports"]]
+    assert predictor["terminationGracePeriodSeconds"] >= seconds_to_go(config)
+    assert predictor["model"]["modelFormat"] in runtime["supportedModelFormats"]
+    assert predictor["model"]["protocolVersion"] in runtime["protocolVersions"]
+
+
+def seconds_to_go(config: ServerConfig) -> float:
+    """From SIGTERM to the end of the process, at most."""
+    return config.drain_delay_seconds + config.grace_seconds + LAST_CALLS_SECONDS
 
 
 def test_every_object_means_the_same_pods_and_ports(objects, deployment, container):
@@ -212,7 +219,7 @@ def test_prometheus_computes_what_the_adapter_will_ask_it(tmp_path):
     tests = [
         {
             "expr": queries[name],
-            "eval_time": "8m",
+            "eval_time": "4m",
             "exp_samples": [{"labels": f'{{pod="{pod}"}}', "value": value} for pod, value in values.items()],
         }
         for name, values in expected.items()

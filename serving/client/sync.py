@@ -43,7 +43,7 @@ class Client:
         credentials: for TLS; None speaks plain text.
         retries: how often a request is sent again that the server had no room or was not ready for, after the time it
             suggests. Never once its first event has arrived.
-        balance: spread the calls over all addresses of the name that say they serve (`dns:///ctm-serving-replicas:50051`);
+        balance: spread the calls over all addresses of the name (`dns:///replicas.example:50051`) that say they serve;
             otherwise they all go to one of them.
     """
 

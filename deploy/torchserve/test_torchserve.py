@@ -1,4 +1,4 @@
-"""A real TorchServe with every model that ships, beside ctm-serve: same answers, same ticks; refusals, tokens, counts."""
+"""A real TorchServe with every model that ships, beside ctm-serve: same answers and ticks; refusals, tokens, counts."""
 
 import base64
 import json

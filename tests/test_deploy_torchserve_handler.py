@@ -285,9 +285,13 @@ def test_a_request_ends_before_torchserve_loses_patience(worker: Worker, monkeyp
     assert context.statuses == {0: 504}
 
 
-def test_a_model_describes_itself(worker: Worker) -> None:
-    (reply,), _ = worker.handle({}, describe="True")
-    assert json.loads(reply)["labels"] == list(BUNDLE.labels)
+def test_a_model_describes_itself_beside_those_who_think(worker: Worker) -> None:
+    (alone,), _ = worker.handle({}, describe="True")
+    assert json.loads(alone)["labels"] == list(BUNDLE.labels)
+    context = Context(headers=[{"Host": "here"}, {"Host": "here", "describe": "True"}])
+    reply, manifest = worker.handler.handle([{"body": json.dumps(think(DIGITS[0]))}, {}], context)
+    assert (context.statuses, manifest) == ({0: 200, 1: 200}, alone)
+    assert json.loads(reply)["answers"]
 
 
 def test_thoughts_and_refusals_are_counted(worker: Worker) -> None:

@@ -191,6 +191,7 @@ BAD = [
     pytest.param(b"{", 400, "request: got no JSON", id="no JSON"),
     pytest.param(b"\xff", 400, "request: got no JSON", id="no text"),
     pytest.param(b"[" * 100_000, 400, "request: got no JSON", id="endless depth"),
+    pytest.param(b'{"request_id": "\\ud800"}', 400, "surrogates not allowed", id="half a character"),
     pytest.param(b"[1]", 400, "request: got a list, expected a JSON object", id="a list"),
     pytest.param({"inputs": {}}, 400, "inputs: got an object, expected a list of tensors", id="inputs are no list"),
     pytest.param({"inputs": [3]}, 400, "inputs[0]: got a number, expected a tensor", id="an input is no tensor"),
@@ -263,9 +264,34 @@ def test_a_request_stands_under_one_name(worker: Worker, row: dict[str, bytes], 
     assert json.loads(reply)["failure"]["message"] == f"request: got {met}, expected one of body, data, stream"
 
 
-def test_a_model_describes_itself(worker: Worker) -> None:
-    (reply,), _ = worker.handle({}, describe="True")
-    assert json.loads(reply)["labels"] == list(BUNDLE.labels)
+def test_a_model_that_fails_fails_its_batch_alone(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.handler._backend, "tick", fail)
+        replies, context = worker.handle(*map(think, DIGITS))
+    assert set(context.statuses.values()) == {500}
+    assert {json.loads(reply)["failure"]["message"] for reply in replies} == {
+        "the model failed on a tick (RuntimeError)"
+    }
+    replies, context = worker.handle(*map(think, DIGITS))
+    assert set(context.statuses.values()) == {200}
+
+
+def test_a_request_ends_before_torchserve_loses_patience(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.handler, "_patience", 0.0)
+    _, context = worker.handle(think(DIGITS[0]))
+    assert context.statuses == {0: 504}
+
+
+def test_a_model_describes_itself_beside_those_who_think(worker: Worker) -> None:
+    (alone,), _ = worker.handle({}, describe="True")
+    assert json.loads(alone)["labels"] == list(BUNDLE.labels)
+    context = Context(headers=[{"Host": "here"}, {"Host": "here", "describe": "True"}])
+    reply, manifest = worker.handler.handle([{"body": json.dumps(think(DIGITS[0]))}, {}], context)
+    assert (context.statuses, manifest) == ({0: 200, 1: 200}, alone)
+    assert json.loads(reply)["answers"]
 
 
 def test_thoughts_and_refusals_are_counted(worker: Worker) -> None:

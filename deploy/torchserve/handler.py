@@ -9,8 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.json_format import MessageToJson
-
 from deploy.torchserve.batch import new_engine, think
 from deploy.torchserve.json_form import read_request
 from deploy.torchserve.meters import Meters
@@ -54,12 +52,13 @@ class ThinkHandler:
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Think about all requests of a batch, and answer each."""
-        if context.get_request_header(0, "describe") == "True":
-            return [MessageToJson(self._bundle.manifest, preserving_proto_field_name=True).encode()]
         arrival = time.monotonic()
         over_grpc = [_is_grpc(context.get_all_request_header(place)) for place in range(len(rows))]
         replies = []
         for place, row in enumerate(rows):
+            if context.get_request_header(place, "describe") == "True":  # and others may be in the batch
+                replies.append(Reply(self._bundle, describes=True))
+                continue
             reply = self._receive(row, arrival)
             if over_grpc[place]:
                 # Only StreamPredictions takes several messages, and TorchServe does not say which method was called.

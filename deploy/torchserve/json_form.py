@@ -90,12 +90,17 @@ def refusal(error: ServingError) -> bytes:
 
 
 def _parsed(body: object) -> object:
-    if not isinstance(body, str | bytes | bytearray):
-        return body
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        if isinstance(body, bytes | bytearray):
+            body = body.decode()
+        if not isinstance(body, str):  # somebody parsed it
+            body = json.dumps(body)
+        parsed = json.loads(body)
+        if "\\ud" in body.lower():  # perhaps half of a surrogate pair, which protobuf cannot hold
+            json.dumps(parsed, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:  # errors of Unicode and of JSON are ValueErrors
         raise InvalidRequest(f"request: got no JSON ({str(error)[:_LONGEST]}), expected {_KINDS}") from error
+    return parsed
 
 
 def _object(what: str, value: object, expected: str) -> Document:
@@ -139,10 +144,7 @@ def _tensor(place: int, value: object, bundle: Bundle) -> pb.Tensor:
 def _from_lists(what: str, name: str, data: list[object], bundle: Bundle) -> pb.Tensor:
     """Nested lists in the datatype of the input of that name; texts as they are."""
     if data and all(isinstance(value, str) for value in data):
-        try:
-            return text_message(name, [str(value) for value in data])
-        except UnicodeEncodeError as error:  # half of a surrogate pair
-            raise Mismatch(what, f"a text with {error.reason}", "texts of whole characters") from error
+        return text_message(name, [str(value) for value in data])
     try:
         values = np.asarray(data)
     except (ValueError, RecursionError) as error:

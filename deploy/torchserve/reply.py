@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from google.protobuf.json_format import MessageToJson
+
 from deploy.torchserve import json_form
 from protos import ctm_serving_pb2 as pb
 from serving.bundle import Bundle
@@ -30,7 +32,9 @@ class Reply:
 
     bundle: Bundle
     request: Request | None = None
-    """None when it was refused before it came to the engine."""
+    """None when it was refused before it came to the engine, or asks for no thought."""
+    describes: bool = False
+    """Whether it is about the model itself: then the manifest is the reply."""
     error: ServingError | None = None
     """Why it was refused, or failed."""
     in_lines: bool = False
@@ -58,6 +62,8 @@ class Reply:
 
     def body(self) -> bytes:
         """What is left to say."""
+        if self.describes:
+            return MessageToJson(self.bundle.manifest, preserving_proto_field_name=True).encode()
         if self.request is None:
             assert self.error is not None, "a request is refused for a reason"
             return json_form.refusal(self.error)

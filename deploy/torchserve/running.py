@@ -144,7 +144,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-            for _ in range(100):
+            for _ in range(40):
                 time.sleep(0.2)
                 process.poll()
                 os.killpg(process.pid, 0)  # raises when nobody is left

@@ -1,6 +1,5 @@
-"""A real TorchServe with every model that ships, beside ctm-serve: same answers, same ticks; refusals, tokens, counts."""
+"""A real TorchServe with every model that ships, beside ctm-serve: same answers and ticks; refusals, tokens, counts."""
 
-import base64
 import json
 import re
 import subprocess
@@ -18,8 +17,9 @@ import pytest
 from PIL import Image
 
 from deploy.torchserve.archive import ROOT
+from deploy.torchserve.plain import answered, answers, array, events, expected, image, ticks
 from deploy.torchserve.running import PYTHON, TorchServe, ctm_serve, free_ports, torchserve
-from serving.client import Client, Result, Tick
+from serving.client import Client, Tick
 from serving.client.events import Event
 
 PORTS = (
@@ -111,58 +111,6 @@ class Grpc:
         call = getattr(self.stub, method)
         start = call.future if method == "Predictions" else call
         return start(self.message(model_name=model, input={name: body}), metadata=metadata, timeout=120)
-
-
-def tensor(name: str, values: np.ndarray[Any, Any], datatype: str) -> dict[str, Any]:
-    data = base64.b64encode(values.tobytes()).decode()
-    return {"name": name, "datatype": datatype, "shape": list(values.shape), "data": data}
-
-
-def image(values: np.ndarray[Any, Any], **fields: Any) -> dict[str, Any]:
-    return {"inputs": [tensor("image", values, "FP32")], **fields}
-
-
-def array(document: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """A tensor of a reply."""
-    kind = {"FP32": np.float32, "INT64": np.int64}[document["datatype"]]
-    return np.frombuffer(base64.b64decode(document["data"]), kind).reshape([int(size) for size in document["shape"]])
-
-
-def expected(result: Result) -> list[tuple[Any, ...]]:
-    """What Think answered, link by link."""
-    return [
-        (
-            *(one.row, one.link, one.ticks_used, one.answer_tick, one.stop_reason.name, one.abstained, one.text),
-            *(None if one.prediction is None else one.prediction.tolist(), np.float32(one.certainty)),
-        )
-        for links in result.links
-        for one in links
-    ]
-
-
-def answered(answers: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """The same of what TorchServe answered."""
-    names = ("row", "link", "ticks_used", "answer_tick", "stop_reason", "abstained", "text")
-    return [
-        (
-            *(one[name] for name in names),
-            *(array(one["prediction"]).tolist() if "prediction" in one else None, np.float32(one["certainty"])),
-        )
-        for one in answers
-    ]
-
-
-def events(lines: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines.splitlines()]
-
-
-def ticks(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    found = [tick for event in events if "ticks" in event for tick in event["ticks"]["ticks"]]
-    return [(tick["tick"], np.float32(tick["certainty"]), tick["top"][0]["label"]) for tick in found]
-
-
-def answers(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [event["answer"] for event in events if "answer" in event]
 
 
 @pytest.fixture(scope="module")

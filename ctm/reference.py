@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ctm.config import CTMConfig
+from ctm.hub import download, is_repository
 from ctm.hyper import hyper_mismatch
 from ctm.model import CTM
 from ctm.reference_checks import check_shapes, check_sizes, check_tensors
@@ -52,11 +53,11 @@ def load_reference(source: str | Path) -> CTM:
 
     Args:
         source: a `.pt` file of the authors, a folder with `config.json` and `model.safetensors`, or the id of a
-            Hugging Face repository that holds these two, e.g. `SakanaAI/ctm-imagenet`.
+            Hugging Face repository that holds these two, e.g. `SakanaAI/ctm-imagenet`, or `...@REVISION`.
 
     Raises:
         ReferenceFormatError: what is there is not such a model.
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: there is nothing; of a repository, HubError.
     """
     path = Path(source)
     if path.is_file():
@@ -155,14 +156,8 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return settings, weights
 
 
-def _download(repository: str) -> Path:
+def _download(source: str) -> Path:
     """The local copy of a Hugging Face repository, of which only the two files are fetched."""
-    if repository.count("/") != 1 or repository.startswith((".", "/")):
-        raise FileNotFoundError(f"{repository} is no file, no folder and no repository id (owner/name)")
-    import huggingface_hub  # Only needed here; a file on disk loads without it.
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
-    except HFValidationError as error:
-        raise ReferenceFormatError(f"{repository!r} is no repository id (owner/name): {error}") from error
+    if not is_repository(source):
+        raise FileNotFoundError(f"{source} is no file, no folder and no repository (owner/name, owner/name@revision)")
+    return download(source, [CONFIG_NAME, WEIGHTS_NAME])

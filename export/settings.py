@@ -121,9 +121,11 @@ class Command:
     """One call of `ctm-export`."""
 
     checkpoint: Annotated[Positional[Path | None], arg(metavar="CHECKPOINT")] = None
-    """A checkpoint, or a run's folder, which stands for its best one."""
+    """A checkpoint, a run's folder, which stands for its best one, or a Hugging Face repository that holds a
+    checkpoint, ORG/REPO or ORG/REPO@REVISION."""
     reference: Annotated[str | None, arg(metavar="FOLDER_OR_ID")] = None
-    """Instead of a checkpoint: a .pt file, a folder or a Hugging Face repository id of the reference."""
+    """Instead of a checkpoint: a .pt file, a folder or a Hugging Face repository of the reference, ORG/REPO or
+    ORG/REPO@REVISION."""
     store: Annotated[Path, arg(metavar="FOLDER")] = Path("model_store")
     """Where bundles are published, as STORE/NAME/VERSION; the version is the next free one."""
     name: Text = None

@@ -12,7 +12,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ctm.diffusion.model import EnhancedCTMDiffusion
-from ctm.families import load_trained
+from ctm.families import TOKENIZER, load_trained
+from ctm.hub import download, is_repository
 from ctm.model import CTM
 from ctm.program import Program, TensorSpec
 from ctm.reference import load_reference
@@ -22,6 +23,7 @@ from export.errors import ExportError
 INPUT_RANGES = {"image": (0.0, 1.0), "maze": (0.0, 1.0), "sequence": (-1.0, 1.0)}
 INPUT_VALUES = {"sequence": (-1.0, 1.0)}
 """What values the tasks' inputs mean anything in, by the input's name."""
+CHECKPOINT_FILES = ("config.json", "weights.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,14 +103,17 @@ class _Recorded:
     provenance: _Provenance = field(default_factory=_Provenance)
 
 
-def from_checkpoint(folder: Path) -> Source:
-    """A checkpoint, or the best one of a run's folder.
+def from_checkpoint(source: Path) -> Source:
+    """A checkpoint, the best one of a run's folder, or one in a Hugging Face repository, ORG/REPO[@REVISION].
 
     Raises:
+        HubError: there is no such repository, or it holds no checkpoint.
         CheckpointError: there is none, or it is damaged.
         ExportError: it does not know the shape of its input, or what it says of its origin cannot be read.
     """
-    trained = load_trained(folder)
+    if not source.exists() and is_repository(str(source)):
+        source = download(str(source), CHECKPOINT_FILES, optional=[TOKENIZER])
+    trained = load_trained(source)
     model, config = trained.model, trained.config
     # Such a model thinks about noise, whatever the images of its task are, and answers with bins, not with labels.
     draws = isinstance(model, EnhancedCTMDiffusion)

@@ -86,7 +86,7 @@ def _load(path: Path) -> Bundle:
         raise Mismatch(f"{MANIFEST}: name", quote(manifest.name), f"{path.parent.name!r}, the folder's")
     if str(manifest.version) != path.name:
         raise Mismatch(f"{MANIFEST}: version", manifest.version, f"{path.name}, the folder's")
-    _check_files(path, manifest)
+    check_files(path, manifest)
     described = program(manifest)
     files = {file.name: file for file in manifest.files}
     text = text_model(manifest, _content(path, files[manifest.text.tokenizer])) if manifest.HasField("text") else None
@@ -118,7 +118,13 @@ def _inside(path: Path, name: str) -> Path:
     return file
 
 
-def _check_files(path: Path, manifest: Manifest) -> None:
+def check_files(path: Path, manifest: Manifest) -> None:
+    """Compare every file of a bundle's folder with what its manifest says of it.
+
+    Raises:
+        Mismatch: one is not what it should be, or what is served has no hash.
+        OSError: one cannot be read.
+    """
     names = [file.name for file in manifest.files]
     if len(set(names)) != len(names):
         raise Mismatch(f"{MANIFEST}: files", listing(names), "each name once")

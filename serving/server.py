@@ -1,6 +1,6 @@
 """Startup, serving, drain: the parts put together and taken down again in order.
 
-start:  HTTP port -> models of the store -> gRPC port -> SERVING
+start:  HTTP port -> bundles fetched -> models of the store -> gRPC port -> SERVING
 drain:  NOT_SERVING -> running thoughts finish -> gRPC calls end -> engine threads end -> HTTP port closes
 """
 
@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from serving.config import ServerConfig
+from serving.fetch import fetch
 from serving.http import SidePort
 from serving.inference import service as inference
 from serving.library import Library
@@ -50,14 +51,17 @@ class Server:
         self._stop = asyncio.Event()
 
     async def start(self) -> None:
-        """Open the HTTP port, load every model, then open the gRPC port.
+        """Open the HTTP port, fetch bundles, load every model, then open the gRPC port.
 
         Raises:
-            BundleRefused: no bundle of the store may serve, or none of a model that the configuration names.
+            BundleRefused: no bundle of the store may serve, or none of a model that the configuration names; or one
+                cannot be fetched.
             InstallationLacks: no bundle can be served with what is installed.
             OSError: a port is taken.
         """
         self.http_port = await self._http.start(self.config.http_address)
+        for source in self.config.fetch:
+            await asyncio.to_thread(fetch, source, self.config.store)
         await self.library.start()
         self._grpc = self._make_grpc()
         await self._grpc.start()

@@ -38,6 +38,7 @@ def _version_policy(value: str) -> str:
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Looks("NAME,...")]
 Address = Annotated[str, AfterValidator(_address), Looks("HOST:PORT")]
 VersionPolicy = Annotated[str, AfterValidator(_version_policy), Looks("latest:N|all")]
+Sources = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Looks("FOLDER|ORG/REPO[@REVISION],...")]
 Folder = Annotated[Path, Looks("FOLDER")]
 
 
@@ -100,6 +101,8 @@ class ServerConfig(_Config):
     """Where /metrics, /healthz and /readyz listen."""
     store: Folder = Path("model_store")
     """Folder of published models, <name>/<version>/."""
+    fetch: Sources = ()
+    """Bundles to bring into the store first: folders, or Hugging Face repositories, at a branch, tag or commit."""
     models: Names = ()
     """Names of the models to serve; none named means all."""
     version_policy: VersionPolicy = "latest:1"

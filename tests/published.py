@@ -12,6 +12,7 @@ def publish_copy(bundle: Path, store: Path, name: str = "tiny", version: int = 1
     Args:
         fields: of the manifest, changed on the way.
     """
+    store.mkdir(exist_ok=True)
     aside = store / f".{name}-{version}"
     shutil.copytree(bundle, aside)
     manifest = json.loads((aside / "manifest.json").read_text())

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ctm.config import CTMConfig
+from ctm.hub import HubError
 from ctm.model import CTM
 from ctm.reference import ReferenceFormatError, from_reference, load_reference, save_reference, to_reference
 
@@ -466,18 +467,20 @@ def test_a_repository_is_fetched_by_its_two_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert load_reference("someone/ctm-small").config == model.config
-    assert asked == [("someone/ctm-small", {"allow_patterns": ["config.json", "model.safetensors"]})]
+    load_reference("someone/ctm-small@v2")
+    both = ["config.json", "model.safetensors"]
+    assert asked == [("someone/ctm-small", {"revision": revision, "allow_patterns": both}) for revision in (None, "v2")]
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./not/there.pt", "/not/there"])
 def test_what_is_not_there_is_not_downloaded(source):
-    with pytest.raises(FileNotFoundError, match="no file, no folder and no repository"):
+    with pytest.raises(FileNotFoundError, match="is no file, no folder and no repository"):
         load_reference(source)
 
 
 @pytest.mark.parametrize("source", ["a b/c", "a--b/c", "a/.b", "a/b.git"])
 def test_what_is_no_repository_id_is_refused(source):
-    with pytest.raises(ReferenceFormatError, match=f"'{source}' is no repository id"):
+    with pytest.raises(HubError, match=f"'{source}' is no repository id"):
         load_reference(source)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from fake_hub import fake_hub, look_at
 from huggingface_hub import ModelCard
 from PIL import Image
 from test_ctm_language_model import language_model
@@ -19,6 +21,7 @@ from ctm.model import CTM
 from ctm.reference import save_reference
 from export import build
 from export.cli import main
+from export.source import from_checkpoint
 from serving.bundle import load_bundle
 
 DIGITS = {
@@ -110,6 +113,23 @@ def test_plots_are_small_pictures(published: Path) -> None:
         with Image.open(published / name) as picture:
             assert min(picture.size) > 200
             assert np.asarray(picture.convert("L")).std() > 0, "something is drawn"
+
+
+def test_a_checkpoint_may_stand_in_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model(**DIGITS)
+    with fake_hub() as hub:
+        look_at(monkeypatch, hub.address, tmp_path / "cache")
+        hub.repositories["org/digits"] = _checkpoint(tmp_path / "run", model)
+        source = from_checkpoint(Path("org/digits@v1"))
+        assert main(["org/absent", "--store", str(tmp_path / "store")]) == 2
+    assert hub.files() == ["config.json", "weights.safetensors"]
+    assert (source.task, source.labels) == ("digits", tuple("0123456789"))
+    weights = source.model.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ctm-export: error: org/absent is no file or folder here, and no repository at http")
 
 
 def test_a_reference_is_exported_without_quality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

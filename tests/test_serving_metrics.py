@@ -8,6 +8,7 @@ import pytest
 from fake_bundle import fake_bundle
 from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.samples import Sample
 from scripted import ScriptedChain
 from scripted_diffusion import BUNDLE as DIFFUSION
 
@@ -25,6 +26,7 @@ from serving.waiting import Thought
 MODEL = {"model": "fake", "version": "1"}
 REQUEST = Request(request_id="", inputs={}, rows=1, stop=StopPolicy(max_ticks=20), abstain_below=0.5, arrival=100.0)
 PER_MODEL = 22
+OF_THE_STORE = 1
 
 
 class Observed:
@@ -41,6 +43,11 @@ class Observed:
 
     def get(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, {**MODEL, **labels})
+
+
+def samples_of_models(seen: Observed) -> list[Sample]:
+    found = [sample for family in seen.registry.collect() for sample in family.samples]
+    return [sample for sample in found if "model" in sample.labels]
 
 
 def thought(admission_time: float = 101.0) -> Thought:
@@ -184,11 +191,21 @@ def test_rejections_by_reason(error, reason):
     assert counted == {name: 2.0 * (name == reason) for name in REASONS.values()}
 
 
+def test_bundles_that_must_not_serve_by_reason():
+    seen = Observed()
+    seen.metrics.refused("damaged")
+    counted = {
+        reason: seen.registry.get_sample_value("ctm_bundles_refused_total", {"reason": reason})
+        for reason in errors.REFUSALS
+    }
+    assert counted == {reason: reason == "damaged" for reason in errors.REFUSALS}
+
+
 def test_a_model_that_is_not_served_has_its_rejections_and_no_other_series():
     seen = Observed()
     seen.metrics.rejected("", 0, errors.UnknownModel(""))
     seen.metrics.rejected("", 0, errors.UnknownModel(""))
-    (sample,) = (sample for family in seen.registry.collect() for sample in family.samples)
+    (sample,) = samples_of_models(seen)
     assert sample.name == "ctm_rejections_total"
     assert sample.labels == {"model": "", "version": "0", "reason": "unknown_model"}
     assert sample.value == 2
@@ -225,8 +242,7 @@ def test_a_model_is_announced_and_forgotten():
     assert seen.get("ctm_model_info", family="none", task="nothing", backend="onnx", ticks="20") == 1
     seen.metrics.forget("fake", 1)
     seen.metrics.forget("fake", 1)
-    versions = {sample.labels["version"] for family in seen.registry.collect() for sample in family.samples}
-    assert versions == {"2"}
+    assert {sample.labels["version"] for sample in samples_of_models(seen)} == {"2"}
 
 
 def test_a_model_that_is_announced_shows_zeros_at_once():
@@ -275,7 +291,7 @@ def test_every_metric_is_named_for_its_unit_and_stands_in_the_table():
     Metrics(registry)
     families = list(registry.collect())
     table = metrics_table()
-    assert len(families) == len(table.splitlines()) - 2 == PER_MODEL
+    assert len(families) == len(table.splitlines()) - 2 == PER_MODEL + OF_THE_STORE
     for family in families:
         assert family.name.startswith("ctm_")
         assert f"`{family.name}" in table

@@ -1,11 +1,12 @@
 """The whole server as a process: startup, health, several models, bad bundles, drain."""
 
 import asyncio
-import json
 import shutil
 import signal
 import socket
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from published import publish_copy
 from served import launch, served
 
 from protos import ctm_serving_pb2 as pb
@@ -33,6 +35,21 @@ def think(rows: int = 1, model: str = "tiny", **fields) -> pb.ThinkRequest:
 
 async def answers(stub, request: pb.ThinkRequest) -> list[pb.Answer]:
     return [event.answer async for event in stub.Think(request) if event.HasField("answer")]
+
+
+@asynccontextmanager
+async def running(store: Path, **settings) -> AsyncIterator[Server]:
+    """A server in this process."""
+    server = Server(ServerConfig(address="127.0.0.1:0", http_address="127.0.0.1:0", store=store, **settings))
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.drain()
+
+
+def channel_to(server: Server) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
 
 
 async def get(url: str) -> tuple[int, str]:
@@ -140,7 +157,7 @@ async def test_a_burst_of_calls_is_served_and_not_cut_off(tiny_store):
 async def test_the_side_port_says_starting_while_models_load(tiny_store, tmp_path):
     store = tmp_path / "store"
     for version in range(1, 41):
-        copy_as(tiny_store / "tiny" / "1", store / "tiny" / str(version))
+        publish_copy(tiny_store / "tiny" / "1", store, "tiny", version)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -162,41 +179,69 @@ async def test_the_side_port_says_starting_while_models_load(tiny_store, tmp_pat
 async def test_an_engine_that_died_makes_the_process_unhealthy_but_not_its_other_models(tiny_store, tmp_path):
     store = tmp_path / "store"
     for name in ("tiny", "other"):
-        copy_as(tiny_store / "tiny" / "1", store / name / "1")
-    server = Server(ServerConfig(address="127.0.0.1:0", http_address="127.0.0.1:0", store=store))
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            stub, health = pb_grpc.ThinkerStub(channel), health_pb2_grpc.HealthStub(channel)
-            server.library.models.find("tiny", 0).runner.engine.scheduler.record = None  # an invariant of ours, broken
-            with pytest.raises(grpc.aio.AioRpcError, match="engine has failed"):
-                await answers(stub, think())
-            assert len(await answers(stub, think(model="other"))) == 1
-            status = {
-                name: (await health.Check(health_pb2.HealthCheckRequest(service=name))).status
-                for name in ("", "tiny", "other")
-            }
-            assert status == {"": NOT_SERVING, "tiny": NOT_SERVING, "other": SERVING}
-            for page in ("healthz", "readyz"):
-                assert await get(f"http://127.0.0.1:{server.http_port}/{page}") == (
-                    503,
-                    "the engine of tiny/1 has failed\n",
-                )
-    finally:
-        await server.drain()
+        publish_copy(tiny_store / "tiny" / "1", store, name)
+    async with running(store) as server, channel_to(server) as channel:
+        stub, health = pb_grpc.ThinkerStub(channel), health_pb2_grpc.HealthStub(channel)
+        server.library.models.find("tiny", 0).runner.engine.scheduler.record = None  # an invariant of ours, broken
+        with pytest.raises(grpc.aio.AioRpcError, match="engine has failed"):
+            await answers(stub, think())
+        assert len(await answers(stub, think(model="other"))) == 1
+        status = {
+            name: (await health.Check(health_pb2.HealthCheckRequest(service=name))).status
+            for name in ("", "tiny", "other")
+        }
+        assert status == {"": NOT_SERVING, "tiny": NOT_SERVING, "other": SERVING}
+        for page in ("healthz", "readyz"):
+            assert await get(f"http://127.0.0.1:{server.http_port}/{page}") == (
+                503,
+                "the engine of tiny/1 has failed\n",
+            )
+
+
+async def test_health_follows_what_comes_into_the_store_and_leaves_it(tiny_store, tmp_path):
+    store = tmp_path / "store"
+    publish_copy(tiny_store / "tiny" / "1", store, "tiny")
+    async with running(store, store_poll_seconds=0.05) as server, channel_to(server) as channel:
+        stub, health = pb_grpc.ThinkerStub(channel), health_pb2_grpc.HealthStub(channel)
+        http = f"http://127.0.0.1:{server.http_port}"
+
+        async def turns(service: str, status: object) -> None:
+            watch = health.Watch(health_pb2.HealthCheckRequest(service=service))
+            async with asyncio.timeout(60):
+                async for update in watch:
+                    if update.status == status:
+                        break
+            watch.cancel()
+
+        publish_copy(tiny_store / "tiny" / "1", store, "late")
+        await turns("late", SERVING)
+        assert len(await answers(stub, think(model="late"))) == 1
+        shutil.rmtree(store / "tiny")
+        await turns("tiny", NOT_SERVING)
+        with pytest.raises(grpc.aio.AioRpcError, match="no model 'tiny'; served are late") as refused:
+            await answers(stub, think())
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        assert (await get(f"{http}/readyz"))[0] == 200
+        shutil.rmtree(store / "late")
+        await turns("", NOT_SERVING)
+        assert await get(f"{http}/readyz") == (503, "no model is ready\n")
+        assert (await get(f"{http}/healthz"))[0] == 200
+        publish_copy(tiny_store / "tiny" / "1", store, "tiny", 2)
+        await turns("", SERVING)
+        await turns("tiny", SERVING)
 
 
 async def test_several_models_and_versions_serve_and_bad_bundles_are_refused_by_name(tiny_store, tmp_path):
     store = tmp_path / "store"
     good = tiny_store / "tiny" / "1"
     for version in (1, 2, 10):
-        copy_as(good, store / "tiny" / str(version))
-    copy_as(good, store / "other" / "1")
-    copy_as(good, store / "spoilt" / "1")
+        publish_copy(good, store, "tiny", version)
+    publish_copy(good, store, "other")
+    publish_copy(good, store, "spoilt")
     (store / "spoilt" / "1" / "tick.onnx").write_bytes(b"not a graph")
-    copy_as(good, store / "halfway" / "1")
+    publish_copy(good, store, "halfway")
     (store / "halfway" / "1" / "manifest.json").unlink()
-    copy_as(good, store / "newer" / "1", format_version=99)
+    publish_copy(good, store, "newer", format_version=99)
 
     async with (
         served(store, "--version-policy", "latest:2") as server,
@@ -213,14 +258,6 @@ async def test_several_models_and_versions_serve_and_bad_bundles_are_refused_by_
         refusals = [entry["reason"] for entry in server.log if entry["event"] == "bundle refused"]
         for name, file in (("spoilt/1", "tick.onnx"), ("halfway/1", "manifest.json"), ("newer/1", "format_version")):
             assert [reason for reason in refusals if name in reason and file in reason], (name, refusals)
-
-
-def copy_as(bundle: Path, target: Path, **fields) -> None:
-    """Copy a bundle under another name and version."""
-    shutil.copytree(bundle, target)
-    manifest = json.loads((target / "manifest.json").read_text())
-    manifest |= {"name": target.parent.name, "version": int(target.name), **fields}
-    (target / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(

@@ -448,7 +448,7 @@ class ModelInferRequest(google.protobuf.message.Message):
     """Echoed in every response."""
     @property
     def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___InferParameter]:
-        """When to stop, what to see, how a chain goes: see the README's table."""
+        """When to stop, what to see, how a chain goes: see deploy/inference/README.md."""
 
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelInferRequest.InferInputTensor]: ...

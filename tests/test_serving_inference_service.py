@@ -123,6 +123,7 @@ async def test_many_requests_share_a_call_and_each_fails_alone():
         infer(think(SURE, request_id="bad"), max_ticks=99),
         oip.ModelInferRequest(model_name="other", id="unknown"),
         infer(think(SURE), every=-1),
+        infer(think(SURE, request_id="long" * 100_000)),
     ]
     async with scripted_server(max_stream_requests=4) as server:
         got = await streamed(server, *good[:10], *bad, *good[10:])
@@ -137,6 +138,7 @@ async def test_many_requests_share_a_call_and_each_fails_alone():
     )
     assert failed["unknown"] == ("NOT_FOUND", "no model 'other'; served are script")
     assert "'every': got -1" in failed[""][1]
+    assert "request_id: got 400000 characters" in failed[("long" * 64)][1], "repeated in part"
     whole = {response.infer_response.id: response for response in got if final(response) and not response.error_message}
     assert whole.keys() == {str(k) for k in range(20)}
     assert all(columns(one.infer_response) == {"ticks_used": [1, TICKS]} for one in whole.values())

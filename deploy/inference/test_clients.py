@@ -40,7 +40,7 @@ def program(part: str, name: str) -> Path:
 async def run(*command: str | Path, **environment: str) -> str:
     """What a program prints, once it has ended well."""
     process = await asyncio.create_subprocess_exec(
-        *map(str, command), env=os.environ | environment, stdin=-3, stdout=-1, stderr=-1
+        *map(str, command), cwd=ROOT, env=os.environ | environment, stdin=-3, stdout=-1, stderr=-1
     )
     try:
         async with asyncio.timeout(SECONDS):
@@ -149,6 +149,16 @@ async def test_triton_clients_see_what_think_sees(digits):
     assert changed["parity"] == ["READY", "UNAVAILABLE", "READY"]
     assert (changed["unloaded_is_ready"], changed["loaded_is_ready"]) == (False, True)
     assert changed["absent"][0] == "StatusCode.NOT_FOUND"
+
+
+async def test_the_example_runs_as_written():
+    page = (ROOT / "deploy" / "inference" / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    async with served(STORE, "--models", "mnist") as server:
+        code = example.replace("127.0.0.1:50051", server.address)
+        printed = await run(program("inference", "python"), "-c", code)
+    assert re.search(r"stop_reason \[b'CERTAIN'\]", printed), printed
+    assert re.search(r"\[1\]\n\[2\]\n.*None\n$", printed, re.DOTALL), printed
 
 
 async def test_kserve_clients_see_what_think_sees(digits):

@@ -89,9 +89,13 @@ class Responses:
         return response
 
 
-def failed(message: oip.ModelInferRequest, error: ServingError) -> oip.ModelStreamInferResponse:
-    """The last response to a request that failed: its sentence, and the status that the call would have ended with."""
-    response = oip.ModelInferResponse(model_name=message.model_name, model_version=message.model_version, id=message.id)
+def failed(address: oip.ModelInferRequest, error: ServingError) -> oip.ModelStreamInferResponse:
+    """The last response to a request that failed: its sentence, and the status that the call would have ended with.
+
+    Args:
+        address: what is repeated of the request: its model, version and id.
+    """
+    response = oip.ModelInferResponse(model_name=address.model_name, model_version=address.model_version, id=address.id)
     response.parameters["status"].string_param = status_code(error).name
     if isinstance(error, QueueFull):
         response.parameters["retry_after_seconds"].double_param = error.retry_after_seconds

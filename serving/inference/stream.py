@@ -11,6 +11,7 @@ from serving.events import Failure
 from serving.inference.asked import Asked
 from serving.inference.responses import Responses, failed
 from serving.rpc import Flight
+from serving.wire import LONGEST_ID
 
 Submitted = tuple[Asked, Flight]
 Submit = Callable[[oip.ModelInferRequest, float], Submitted]
@@ -37,7 +38,7 @@ class StreamCall:
                 asked, flight = self._submit(message, deadline(self._context))
             except ServingError as error:
                 self._room.release()
-                await self._write(failed(request or oip.ModelInferRequest(), error))
+                await self._write(failed(_address(request or oip.ModelInferRequest()), error))
                 continue
             # A callback, not a `finally` in the task: a task cancelled before its first breath runs none of its code.
             task = tasks.create_task(self._answer(_address(message), asked, flight))
@@ -63,5 +64,6 @@ class StreamCall:
 
 
 def _address(message: oip.ModelInferRequest) -> oip.ModelInferRequest:
-    """What a failure has to repeat of a request, without its inputs."""
-    return oip.ModelInferRequest(model_name=message.model_name, model_version=message.model_version, id=message.id)
+    """What a failure repeats of a request: cut short, or it could be larger than a message may be."""
+    name, version = message.model_name[:LONGEST_ID], message.model_version[:LONGEST_ID]
+    return oip.ModelInferRequest(model_name=name, model_version=version, id=message.id[:LONGEST_ID])

@@ -121,7 +121,7 @@ def _lines(axes: Axes, panel: Panel, asked: Prometheus, span: _Span) -> None:
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _said(value, panel.unit)))
     axes.grid(alpha=0.25)
-    if shown:
+    if any(name for name, _ in shown):
         columns = 1 if len(shown) <= _MOST_NAMES else 2
         axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, ncols=columns)
         box = axes.get_position()

@@ -1,6 +1,7 @@
 """What a dashboard asks of Prometheus, read from the JSON that Grafana reads, with its variables filled in."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,7 @@ class Query:
 
     def name(self, labels: dict[str, str]) -> str:
         """What the series with these labels is called."""
-        name = self.legend
-        for label, value in labels.items():
-            name = name.replace(f"{{{{{label}}}}}", value)
-        return name
+        return re.sub(r"{{(\w+)}}", lambda place: labels.get(place[1], ""), self.legend).strip()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

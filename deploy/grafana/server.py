@@ -114,8 +114,8 @@ def _refusals(dashboard: Dashboard) -> None:
         graph(
             "Requests refused or failed",
             "reqps",
-            [(by_model(rate("ctm_rejections_total"), "reason"), "{{model}} {{reason}}")],
-            description="Without a model's name: those that asked for one that is not served.",
+            [(f"sum by (reason) ({rate('ctm_rejections_total')})", "{{reason}}")],
+            description="Of the chosen models; of All, also those that asked for one that is not served.",
         )
     )
     dashboard.with_panel(

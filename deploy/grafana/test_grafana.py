@@ -87,7 +87,12 @@ def test_a_panel_that_repeats_is_read_once_for_each_model():
     titles = [panel.title for panel in found if panel.kind == "heatmap"]
     assert titles[:2] == ["Ticks used per request: mnist", "Ticks used per request: kjv"]
     assert all("$" not in query.expression for panel in found for query in panel.queries)
-    assert Query(expression="", legend="{{model}} p50").name({"model": "kjv", "le": "1"}) == "kjv p50"
+
+
+def test_series_are_called_after_their_labels():
+    query = Query(expression="", legend="{{model}} {{reason}}")
+    assert query.name({"model": "kjv", "reason": "invalid", "le": "1"}) == "kjv invalid"
+    assert query.name({"reason": "unknown_model"}) == "unknown_model"
 
 
 class Remembered:

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from deploy.prometheus.local import HERE, LocalPrometheus
 from serving.metrics import Metrics
 
 ROOT = HERE.parents[1]
+WINDOW = "1h"  # all that was ever seen, on however slow a machine
 pytestmark = pytest.mark.timeout(1200)
 
 
@@ -51,7 +53,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             asyncio.run(trouble(server.address))
             refused = 'ctm_rejections_total{reason=~"invalid|unknown_model"}'
             local.wait(lambda asked: _total(asked, refused) == 6, "all refusals were seen")
-            local.wait(lambda asked: _all_evaluated_since(asked, time.time() - 30), "all rules were evaluated")
+            seen_at = time.time()
+            local.wait(lambda asked: _all_evaluated_since(asked, seen_at), "all rules were evaluated")
             yield Watched(local.asked, server.metrics, counted, loaded_at)
 
 
@@ -60,15 +63,13 @@ def _total(asked: Prometheus, metric: str) -> float:
 
 
 def _all_evaluated_since(asked: Prometheus, begin: float) -> bool:
-    return all(
-        rule["lastEvaluation"] > time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(begin)) for rule in asked.rules()
-    )
+    return all(datetime.fromisoformat(rule["lastEvaluation"]).timestamp() > begin for rule in asked.rules())
 
 
 def shown(title: str) -> Panel:
     """The panel of that title."""
     (panel,) = (
-        panel for path in DASHBOARDS for panel in panels(path, models=MODELS, window="5m") if panel.title == title
+        panel for path in DASHBOARDS for panel in panels(path, models=MODELS, window=WINDOW) if panel.title == title
     )
     return panel
 
@@ -105,7 +106,7 @@ def test_what_the_server_says_of_itself_is_well_formed(watched):
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_every_panel_shows_something(watched, path):
     empty = []
-    for panel in panels(path, models=MODELS, window="5m"):
+    for panel in panels(path, models=MODELS, window=WINDOW):
         for query in panel.queries:
             if panel.kind == "stat":
                 found = watched.prometheus.now(query.expression)
@@ -130,10 +131,10 @@ def test_every_rule_is_evaluated_and_has_something_to_look_at(watched):
             assert watched.prometheus.now(expression), f"{rule['name']}: nothing for {expression}"
 
 
-def test_no_alert_is_raised_by_an_ordinary_load(watched):
-    assert [
-        rule["name"] for rule in watched.prometheus.rules() if rule.get("alerts") and rule["state"] == "firing"
-    ] == []
+def test_no_failure_is_raised_by_an_ordinary_load(watched):
+    alerts = {rule["name"]: rule["state"] for rule in watched.prometheus.rules() if rule["type"] == "alerting"}
+    for name in ("CtmModelFails", "CtmQueueFull", "CtmBundleRefused"):
+        assert alerts[name] == "inactive", name
 
 
 def test_the_ticks_that_are_shown_are_those_that_the_clients_counted(watched):

@@ -85,10 +85,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A caller that hung up is no news; whatever else goes wrong here, the caller will say."""
+
+
 @contextmanager
 def fake_hub() -> Iterator[FakeHub]:
     hub = FakeHub()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, hub)) as server:
+    with _Server(("127.0.0.1", 0), partial(_Handler, hub)) as server:
         hub.address = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -32,6 +32,9 @@ _PACKAGES = ("serving", "protos")
 _MODULES = ("batch", "json_form", "meters", "reply")
 """Of this folder, those that the handler imports."""
 
+_STARTUP_SECONDS = 600
+"""All workers import torch at once; one that TorchServe takes for dead begins again."""
+
 
 class ToolMissing(Exception):
     """What TorchServe brings is not there."""
@@ -55,7 +58,7 @@ class Settings:
     stream then stops the worker for good: TorchServe 0.12 breaks on a second message, and tells us nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "response_timeout_seconds"):
+        for name in ("num_slots", "batch_size", "workers", "response_timeout_seconds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_delay_ms < 0:
@@ -83,6 +86,7 @@ class Settings:
             "batchSize": self.batch_size,
             "maxBatchDelay": self.batch_delay_ms,
             "responseTimeout": self.response_timeout_seconds,
+            "startupTimeout": _STARTUP_SECONDS,
             "ctm": {
                 "engine": engine.model_dump(),
                 "backend": backend.model_dump(),

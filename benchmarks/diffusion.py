@@ -39,7 +39,7 @@ from ctm.diffusion.quality import DiffusionQuality
 from ctm.families import load_trained
 from ctm.tasks import Rows, load_task
 from ctm.training.evaluate_diffusion import evaluate_diffusion
-from ctm.training.resume import last_checkpoint, run_of
+from ctm.training.resume import holds_run, last_checkpoint, run_of
 from export.commit import describe_commit
 
 # Shapes: N rows, F features.
@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = f"{arm}-{seed}"
             command = train_command(CONFIGS / f"{arm}.toml", name, seed, options.updates, options.data_dir)
             folder = options.runs / name
+            if options.trained and not holds_run(folder):
+                continue
             train_once(folder, command)
             runs.append(measure(arm, seed, folder, command, judge, options))
             console.print(f"{name}: error of the noise {runs[-1].quality.guided:.5f}", highlight=False)
@@ -233,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--eta", type=float, default=0.0, help="0 deterministic, 1 ancestral [%(default)s]")
     parser.add_argument("--sample-seed", type=int, default=0, help="of the samples' noise [%(default)s]")
     parser.add_argument("--certain", nargs="*", type=float, default=[0.6, 0.7], help="thoughts end there [0.6 0.7]")
+    parser.add_argument("--trained", action="store_true", help="measure the runs that are there, train no other")
     parser.add_argument("--test", action="store_true", help="measure on the test rows [held-out rows]")
     add_save_option(parser, RESULTS)
     parser.add_argument(

@@ -3,7 +3,8 @@
 Trains CTM-controlled diffusion of MNIST's digits, and denoisers alone of as many weights on the same rows and updates,
 a few seeds each; compares their errors of the noise on the same noisy rows, and what an independent judge says of
 their samples, drawn from the same noise, over several thresholds. Prints tables, then everything as one line of JSON.
-Runs that are there already are not trained again. `--test` reads the test rows, for the numbers that are published.
+Runs that are there already are not trained again. What denoisers alone came to is saved in a file of its own, so that
+the arms can be measured in two sittings. `--test` reads the test rows, for the numbers that are published.
 """
 
 import argparse
@@ -103,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if options.save is not None:
         options.save.mkdir(parents=True, exist_ok=True)
-        path = options.save / f"diffusion_{hardware.slug}_{datetime.now(UTC):%Y%m}.json"
+        what = "diffusion" if any(run.quality.guided_by_tick for run in runs) else "diffusion_alone"
+        path = options.save / f"{what}_{hardware.slug}_{datetime.now(UTC):%Y%m}.json"
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if options.plot is not None:
         model = _load(options.runs / f"{options.arms[0]}-{options.seeds[0]}")

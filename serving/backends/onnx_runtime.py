@@ -47,6 +47,7 @@ class OnnxRuntimeBackend(Backend):
             available = ", ".join(ort.get_available_providers())
             raise InstallationLacks(f"ONNX Runtime has no {', '.join(missing)}; this installation has {available}")
         super().__init__(program, num_slots, max_admissions)
+        ort.disable_telemetry_events()  # a server tells nobody but its callers, and writes nothing to disk
         options = ort.SessionOptions()
         options.intra_op_num_threads = intra_op_threads
         options.log_severity_level = 3

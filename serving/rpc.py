@@ -65,9 +65,7 @@ class Thinker:
         try:
             while events := await outbox.take():
                 last = events[-1]
-                for message in _messages(
-                    asked.request_id, events[:-1] if isinstance(last, Failure) else events, served
-                ):
+                for message in messages(asked.request_id, events[:-1] if isinstance(last, Failure) else events, served):
                     await context.write(message)
                 if isinstance(last, Failure):
                     await status.abort(context, last.error)
@@ -198,7 +196,7 @@ class _StreamCall:
 
     async def _pump(self, served: Served, asked: Request, outbox: Outbox) -> None:
         while events := await outbox.take():
-            for message in _messages(asked.request_id, events, served):
+            for message in messages(asked.request_id, events, served):
                 async with self._writing:
                     if outbox.abandoned:  # while this waited for its turn
                         return
@@ -227,9 +225,9 @@ def register(thinker: Thinker, server: grpc.aio.Server) -> None:
     add_service(server, SERVICE, methods)
 
 
-def _messages(request_id: str, events: list[Event], served: Served) -> list[pb.ThinkEvent]:
+def messages(request_id: str, events: list[Event], served: Served) -> list[pb.ThinkEvent]:
     """Events as messages; ticks that stand together go out together, as many as a message may well hold."""
-    messages: list[pb.ThinkEvent] = []
+    written: list[pb.ThinkEvent] = []
     ticks: list[Tick] = []
     size = 0
     for event in events:
@@ -239,13 +237,13 @@ def _messages(request_id: str, events: list[Event], served: Served) -> list[pb.T
             if size < _LARGE:
                 continue
         if ticks:
-            messages.append(wire.ticks_message(request_id, ticks, served.bundle))
+            written.append(wire.ticks_message(request_id, ticks, served.bundle))
             ticks, size = [], 0
         if not isinstance(event, Tick):
-            messages.append(wire.event_message(request_id, event, served.bundle))
+            written.append(wire.event_message(request_id, event, served.bundle))
     if ticks:
-        messages.append(wire.ticks_message(request_id, ticks, served.bundle))
-    return messages
+        written.append(wire.ticks_message(request_id, ticks, served.bundle))
+    return written
 
 
 def _size(tick: Tick) -> int:

@@ -99,10 +99,18 @@ def stop_defaults(manifest: Manifest) -> StopPolicy:
 
 
 def _specs(field: str, messages: Iterable[SpecMessage]) -> tuple[TensorSpec, ...]:
-    return tuple(_spec(f"{MANIFEST}: {field} {quote(message.name)}", message) for message in messages)
+    return tuple(tensor_spec(f"{MANIFEST}: {field} {quote(message.name)}", message) for message in messages)
 
 
-def _spec(what: str, message: SpecMessage) -> TensorSpec:
+def tensor_spec(what: str, message: SpecMessage) -> TensorSpec:
+    """One tensor of a manifest.
+
+    Args:
+        what: it is called in the sentence of a refusal.
+
+    Raises:
+        Mismatch: no tensor is like that.
+    """
     dtype = DATATYPES.get(message.datatype)
     if dtype is None:
         raise Mismatch(f"{what}, datatype", quote(message.datatype), f"one of {listing(DATATYPES)}")

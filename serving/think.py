@@ -1,6 +1,7 @@
 """The command `ctm-think`: watch a model think, tick by tick.
 
 inputs -> rows of one request -> events -> the screen, plain lines (no terminal), or JSON lines
+a data set -> outcomes -> a file: `scoring.command`
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from protos import ctm_bundle_pb2 as bundle_pb2
 from serving.client import AsyncClient, AsyncThinking, DeadlineExceeded, ThinkError, Unavailable
+from serving.errors import BundleRefused, InstallationLacks
 from serving.mismatch import quote
 from serving.terminal.arguments import Options, flag_of, parse
 from serving.terminal.board import Board, Thought
@@ -34,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     _print_anything()
     try:
-        asyncio.run(_run(options))
-    except (UnfitInput, CannotWrite) as error:
+        return asyncio.run(_run(options))
+    except (UnfitInput, CannotWrite, BundleRefused, InstallationLacks) as error:
         return _fail(str(error))
     except Unavailable as error:
         return _fail(f"no answer from {options.address}: {error}; is ctm-serve running there?")
@@ -48,10 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our lines has gone; leave nothing for the interpreter to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
 
 
-async def _run(options: Options) -> None:
+async def _run(options: Options) -> int:
+    if options.data:
+        from serving.scoring.command import (
+            score_files,
+        )  # with the engine, which takes a while and watching does without
+
+        return await score_files(options)
     async with AsyncClient(options.address) as client:
         manifest = await client.get_model(options.model, options.version)
         _refuse_meaningless(manifest, options)
@@ -62,6 +69,7 @@ async def _run(options: Options) -> None:
                 await _draw(client, manifest, options)
             case _:
                 await _watch(client, manifest, options)
+    return 0
 
 
 def _refuse_meaningless(manifest: bundle_pb2.Manifest, options: Options) -> None:

@@ -153,11 +153,16 @@ def _input(tensor: pb.Tensor, spec: TensorSpec, max_rows: int) -> Array:
     if not 1 <= shape[0] <= max_rows:
         raise Mismatch(f"{what}, rows", shape[0], f"1 to {max_rows}")
     values = array(tensor)
-    _check_values(what, values, spec)
+    check_values(what, values, spec)
     return values
 
 
-def _check_values(what: str, values: Array, spec: TensorSpec) -> None:
+def check_values(what: str, values: Array, spec: TensorSpec) -> None:
+    """Refuse what the program's input cannot mean.
+
+    Raises:
+        Mismatch: says where, what was met, and what is expected.
+    """
     if spec.dtype.kind == "b":
         return
     low, high = values.min(), values.max()  # NaN if any value is

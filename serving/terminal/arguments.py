@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from serving.client.channel import DEFAULT_ADDRESS
-from serving.terminal.values import address, image_file, real, unescaped, utf8, whole
+from serving.terminal.values import TABLE_ENDINGS, address, output_file, real, unescaped, utf8, whole
 
 _MODEL = "mnist"
 _PACE = 0.06
 _DAY = 86400.0
 _OF_TEXT = ("max_links", "temperature", "top_k", "top_p", "stop", "seed")
 _OF_DRAWING = ("classes", "rows", "steps", "eta", "stride", "seed", "images_every", "output")
-_FLAGS = {"classes": "--class"}  # of options that are not called by their names
+_OF_SCORING = ("store", "column", "keep", "logits", "in_flight")
+_FLAGS = {"classes": "--class", "data": "--input"}  # of options that are not called by their names
 _SIGNS = re.compile(r"-[+-]*\+[+-]*|-{3,}")
 _GUARD = "\0"  # which no argument can hold: a program's arguments end with it
 _EPILOGUE = """\
@@ -28,6 +29,7 @@ examples:
   ctm-think --model parity +--+-++-++----+-
   ctm-think --model kjv --max-links 60 "In the beginning"
   ctm-think --model digits-diffusion --class 7 --rows 4 --output sevens.gif
+  ctm-think --input examples/digits --output scores.jsonl
 
 Pictures of any size and kind become grey or RGB, as the model takes them, and
 are made to fit. Models of handwriting know light ink on a dark ground: a grey
@@ -45,7 +47,13 @@ shaded by the ticks that it took.
 Models that draw take no input but classes, and make pictures out of noise: each
 reverse step of each picture is a thought.
 
-exit status: 0 answered (abstained too), 1 not answered, 2 bad usage,
+With --input, a whole data set is scored, and each row's outcome written: by the
+server, or with --store by the model itself, without one. Data sets are pictures,
+folders of them, .npy and .npz arrays, .jsonl and .parquet tables; a column holds
+numbers, encoded pictures or paths. A row that cannot be scored says why in its
+place under "error", and stops no other.
+
+exit status: 0 answered (abstained too), 1 not answered or not all, 2 bad usage,
 130 interrupted
 """
 
@@ -82,6 +90,12 @@ class Options:
     stride: int | None = None
     images_every: int | None = None
     output: Path | None = None
+    data: Sequence[str] = ()
+    store: Path | None = None
+    column: str | None = None
+    keep: Sequence[str] = ()
+    logits: bool = False
+    in_flight: int | None = None
 
     def of_screen(self) -> list[str]:
         """The flags given that mean something to models without a chain alone."""
@@ -96,6 +110,10 @@ class Options:
         """The options given that mean something to models that draw, by name."""
         return self._given(_OF_DRAWING)
 
+    def of_scoring(self) -> dict[str, Any]:
+        """The options given that mean something to a data set alone, by name."""
+        return {name: value for name, value in self._given(_OF_SCORING).items() if value}
+
     def _given(self, names: Sequence[str]) -> dict[str, Any]:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
@@ -106,9 +124,27 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     options = Options(**vars(asked.parse_args(arguments)))
     if (times := list(options.inputs).count("-")) > 1:
         asked.error(f"argument INPUT: got - {times} times, expected once: standard input is read to its end")
-    if not options.inputs and not options.classes:
-        asked.error("the following arguments are required: INPUT, or --class of a model that draws")
+    if not options.inputs and not options.classes and not options.data:
+        asked.error("the following arguments are required: INPUT, --class of a model that draws, or --input")
+    if wrong := _misfit(options):
+        asked.error(wrong)
     return options
+
+
+def _misfit(options: Options) -> str:
+    """What goes with a data set and is there without one, or the other way round; empty when all fits."""
+    written = options.output is not None and options.output.name.lower().endswith(TABLE_ENDINGS)
+    if not options.data:
+        if others := options.of_scoring():
+            return f"argument {flag_of(min(others))}: goes with --input"
+        return f"argument --output: a table goes with --input, got {options.output}" if written else ""
+    if not written:
+        return f"argument --input: needs --output FILE, ending in one of {', '.join(TABLE_ENDINGS)}"
+    if options.inputs:
+        return f"argument INPUT: got {options.inputs[0]!a} beside --input, expected the one or the other"
+    meaningless = {*options.of_text(), *options.of_drawing()} - {"output"}
+    meaningless |= {name for name in ("attention", "json") if getattr(options, name)}
+    return f"argument {flag_of(min(meaningless))}: means nothing with --input" if meaningless else ""
 
 
 def flag_of(option: str) -> str:
@@ -134,6 +170,7 @@ def parser() -> argparse.ArgumentParser:
     _add_when(parser.add_argument_group("when to stop (default: as the model's makers chose)"))
     _add_text(parser.add_argument_group("models of text"))
     _add_drawing(parser.add_argument_group("models that draw"))
+    _add_scoring(parser.add_argument_group("data sets"))
     _add_show(parser.add_argument_group("what to show"))
     return parser
 
@@ -190,9 +227,27 @@ def _add_drawing(drawing: argparse._ArgumentGroup) -> None:
     )
     drawing.add_argument(
         "--output",
-        type=image_file,
+        type=output_file,
         metavar="FILE",
-        help="write the pictures as .png, or how they came out of the noise as .gif",
+        help="write the pictures as .png, or how they came out of the noise as .gif; a data set's outcomes as"
+        " .jsonl, .csv or .parquet",
+    )
+
+
+def _add_scoring(scoring: argparse._ArgumentGroup) -> None:
+    scoring.add_argument(
+        "--input", dest="data", nargs="+", default=(), metavar="FILE", help="score what these files and folders hold"
+    )
+    scoring.add_argument("--store", type=Path, metavar="FOLDER", help="think here, with a model of this store")
+    scoring.add_argument(
+        "--column", type=utf8, metavar="NAME", help="which holds the input; default: as the model calls it, or the only"
+    )
+    scoring.add_argument(
+        "--keep", type=utf8, action="append", default=[], metavar="NAME", help="write this column beside the outcome"
+    )
+    scoring.add_argument("--logits", action="store_true", help="write whole predictions")
+    scoring.add_argument(
+        "--in-flight", type=whole(1, 2**16), metavar="N", help="rows that are thought about at once; default: 256"
     )
 
 

@@ -70,8 +70,8 @@ def load(source: str, spec: bundle_pb2.TensorSpec, *, invert: bool | None = None
     except OSError as error:
         raise UnfitInput(f"{source}: {error.strerror or error}") from error
     if data.startswith(_NPY) or source.endswith(".npy"):
-        return _from_array(name, data, spec)
-    return [_from_picture(name, data, spec, invert, fit)]
+        return from_array(name, _read_array(name, data), spec)
+    return [from_picture(name, data, spec, invert=invert, fit=fit)]
 
 
 def unit(values: Array, spec: bundle_pb2.TensorSpec) -> NDArray[np.float32]:
@@ -87,12 +87,21 @@ def _range(spec: bundle_pb2.TensorSpec) -> tuple[float, float]:
     return (0.0, 255.0) if spec.datatype == "UINT8" else (0.0, 1.0)
 
 
-def _from_array(name: str, data: bytes, spec: bundle_pb2.TensorSpec) -> list[Loaded]:
-    shape, dtype = tuple(spec.shape), DATATYPES[spec.datatype]
+def _read_array(name: str, data: bytes) -> Array:
     try:
-        values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        values: Array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy lets Python parse the header: it throws whatever that throws, and MemoryError
         raise UnfitInput(f"{name}: not a readable .npy array ({error})") from error
+    return values
+
+
+def from_array(name: str, values: Array, spec: bundle_pb2.TensorSpec) -> list[Loaded]:
+    """The rows of an array, [shape] or [rows, shape].
+
+    Raises:
+        UnfitInput: not what the model takes.
+    """
+    shape, dtype = tuple(spec.shape), DATATYPES[spec.datatype]
     if values.shape[-len(shape) :] != shape or values.ndim > len(shape) + 1:
         if (1, *values.shape) != shape:  # a grey picture without its one channel
             wanted = f"{shape_text(shape)}, or [rows, ...] of these"
@@ -115,7 +124,14 @@ def _cast(name: str, values: Array, dtype: np.dtype[np.generic]) -> Array:
     return cast
 
 
-def _from_picture(name: str, data: bytes, spec: bundle_pb2.TensorSpec, invert: bool | None, fit: bool) -> Loaded:
+def from_picture(
+    name: str, data: bytes, spec: bundle_pb2.TensorSpec, *, invert: bool | None = None, fit: bool = True
+) -> Loaded:
+    """The row that an encoded picture makes; see `load`.
+
+    Raises:
+        UnfitInput: not a picture, or not what the model takes.
+    """
     shape = tuple(spec.shape)
     if not is_picture(shape):
         raise UnfitInput(

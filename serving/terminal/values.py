@@ -8,6 +8,8 @@ from typing import TypeVar
 from serving.client.channel import DEFAULT_ADDRESS
 from serving.terminal.image_files import ENDINGS
 
+TABLE_ENDINGS = (".jsonl", ".csv", ".parquet")
+
 _Number = TypeVar("_Number", int, float)
 
 
@@ -53,8 +55,8 @@ def unescaped(text: str) -> str:
     return utf8(text).replace("\\n", "\n")
 
 
-def image_file(text: str) -> Path:
+def output_file(text: str) -> Path:
     """Any name that a file can have, if its ending says what kind it is."""
-    if not text.lower().endswith(ENDINGS):
-        raise argparse.ArgumentTypeError(f"{text!a} ends in none of {', '.join(ENDINGS)}")
+    if not text.lower().endswith((*ENDINGS, *TABLE_ENDINGS)):
+        raise argparse.ArgumentTypeError(f"{text!a} ends in none of {', '.join((*ENDINGS, *TABLE_ENDINGS))}")
     return Path(text)

@@ -47,14 +47,14 @@ shaded by the ticks that it took.
 Models that draw take no input but classes, and make pictures out of noise: each
 reverse step of each picture is a thought.
 
-With --input, a whole data set is scored, and each row's outcome written: by the
-server, or with --store by the model itself, without one. Data sets are pictures,
-folders of them, .npy and .npz arrays, .jsonl and .parquet tables; a column holds
-numbers, encoded pictures or paths. A row that cannot be scored says why in its
-place under "error", and stops no other.
+With --input, a whole data set is scored, and each row's outcome written: asked
+of the server, or with --store of the model itself, without one. Data sets are
+pictures, folders of them, .npy and .npz arrays, .jsonl and .parquet tables; a
+column holds numbers, encoded pictures or paths. A row that cannot be scored
+says why under "error", and stops no other.
 
-exit status: 0 answered (abstained too), 1 not answered or not all, 2 bad usage,
-130 interrupted
+exit status: 0 answered (abstained too), 1 not or not wholly answered, 2 bad
+usage, 130 interrupted
 """
 
 

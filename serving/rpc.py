@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from protos import ctm_bundle_pb2 as bundle_pb2
 from protos import ctm_serving_pb2 as pb
 from serving import status, wire
+from serving.bundle import Bundle
 from serving.errors import InvalidRequest, ServingError
 from serving.events import Event, Failure, Tick
 from serving.mismatch import quote
@@ -74,8 +75,8 @@ class Thinker:
         try:
             while events := await outbox.take():
                 last = events[-1]
-                for message in _messages(
-                    asked.request_id, events[:-1] if isinstance(last, Failure) else events, served
+                for message in messages(
+                    asked.request_id, events[:-1] if isinstance(last, Failure) else events, served.bundle
                 ):
                     await context.write(message)
                 if isinstance(last, Failure):
@@ -199,7 +200,7 @@ class _StreamCall:
 
     async def _pump(self, served: Served, asked: Request, outbox: Outbox) -> None:
         while events := await outbox.take():
-            for message in _messages(asked.request_id, events, served):
+            for message in messages(asked.request_id, events, served.bundle):
                 async with self._writing:
                     if outbox.abandoned:  # while this waited for its turn
                         return
@@ -260,9 +261,9 @@ def _deadline(context: ServicerContext) -> float:
     return inf if remaining is None else time.monotonic() + remaining
 
 
-def _messages(request_id: str, events: list[Event], served: Served) -> list[pb.ThinkEvent]:
+def messages(request_id: str, events: list[Event], bundle: Bundle) -> list[pb.ThinkEvent]:
     """Events as messages; ticks that stand together go out together, as many as a message may well hold."""
-    messages: list[pb.ThinkEvent] = []
+    written: list[pb.ThinkEvent] = []
     ticks: list[Tick] = []
     size = 0
     for event in events:
@@ -272,13 +273,13 @@ def _messages(request_id: str, events: list[Event], served: Served) -> list[pb.T
             if size < _LARGE:
                 continue
         if ticks:
-            messages.append(wire.ticks_message(request_id, ticks, served.bundle))
+            written.append(wire.ticks_message(request_id, ticks, bundle))
             ticks, size = [], 0
         if not isinstance(event, Tick):
-            messages.append(wire.event_message(request_id, event, served.bundle))
+            written.append(wire.event_message(request_id, event, bundle))
     if ticks:
-        messages.append(wire.ticks_message(request_id, ticks, served.bundle))
-    return messages
+        written.append(wire.ticks_message(request_id, ticks, bundle))
+    return written
 
 
 def _size(tick: Tick) -> int:

@@ -21,9 +21,9 @@ from serving.client import (
     Unavailable,
 )
 from serving.errors import BundleRefused
+from serving.local import find_bundle
 from serving.request import Array
 from serving.scoring import BatchScorer, LocalThinker, Outcome, Row, score
-from serving.scoring.local import find_bundle
 from serving.server import Server
 from serving.settings import ServerConfig
 from serving.terminal.images import UnfitInput

@@ -5,8 +5,8 @@ rows of files -> score -> outcomes -> a file                      (`ctm-think --
 batches of tables -> `BatchScorer` -> score -> columns            (Ray Data and its like)
 """
 
+from serving.local import LocalThinker
 from serving.scoring.batches import BatchScorer
-from serving.scoring.local import LocalThinker
 from serving.scoring.rows import Row
 from serving.scoring.score import Outcome, score
 

@@ -10,9 +10,9 @@ from typing import Any, Unpack
 import numpy as np
 
 from serving.client import AnswerOptions, Result
+from serving.local import LocalThinker, find_bundle
 from serving.request import Array
 from serving.scoring.lines import Layout
-from serving.scoring.local import LocalThinker, find_bundle
 from serving.scoring.rows import RowMaker
 from serving.scoring.score import score
 from serving.settings import BackendConfig, EngineConfig

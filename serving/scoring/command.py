@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from serving.client import AnswerOptions, AsyncClient, Result
+from serving.local import LocalThinker, find_bundle
 from serving.mismatch import Mismatch
 from serving.request import Array
 from serving.scoring.lines import Layout
-from serving.scoring.local import LocalThinker, find_bundle
 from serving.scoring.rows import RowMaker
 from serving.scoring.score import ROWS_IN_FLIGHT, Ask, Outcome, score
 from serving.scoring.sinks import writing

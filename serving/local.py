@@ -1,7 +1,8 @@
 """A model that thinks in this process: what a server does between a message in and a message out, without gRPC."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from math import inf
 from pathlib import Path
 from types import TracebackType
@@ -9,10 +10,11 @@ from typing import Self, Unpack
 
 from numpy.typing import ArrayLike
 
+from protos import ctm_serving_pb2 as pb
 from serving.backends.base import Backend
 from serving.backends.load import load_backend
 from serving.bundle import Bundle
-from serving.client import AnswerOptions, Event, Result, ThinkError
+from serving.client import AnswerOptions, Result, ThinkError
 from serving.client.errors import from_failure
 from serving.client.events import collect, events_of
 from serving.client.message import answer_options, request_message
@@ -20,12 +22,12 @@ from serving.engine import Engine, StepReport
 from serving.errors import BundleRefused, ServingError
 from serving.events import Failure
 from serving.mismatch import listing
-from serving.outbox import Outbox
+from serving.rpc import messages
 from serving.runner import Runner
 from serving.scheduler import Scheduler
 from serving.settings import BackendConfig, EngineConfig
 from serving.store import find, load_bundle, scan
-from serving.wire import event_message, failure, parse_request
+from serving.wire import failure, parse_request
 
 
 def find_bundle(store: Path, model: str, version: int = 0) -> Bundle:
@@ -60,18 +62,19 @@ class LocalThinker:
         self._backend: Backend = load_backend(bundle, backend or BackendConfig(), self._config)
 
     async def __aenter__(self) -> Self:
+        config = self._config
         scheduler = Scheduler(
-            num_slots=self._config.num_slots,
-            max_waiting=self._config.max_waiting,
-            admissions_per_plan=self._config.encode_rows_per_step,
+            num_slots=config.num_slots,
+            max_waiting=config.max_waiting,
+            admissions_per_plan=config.encode_rows_per_step,
             positions=self.bundle.program.positions,
         )
         engine = Engine(
             self._backend,
             scheduler,
             clock=time.monotonic,
-            deadline_margin_seconds=self._config.deadline_margin_seconds,
-            chain_ahead=self._config.chain_ahead,
+            deadline_margin_seconds=config.deadline_margin_seconds,
+            chain_ahead=config.chain_ahead,
         )
         self._runner = Runner(str(self.bundle), engine, on_report=_ignore)
         return self
@@ -81,6 +84,38 @@ class LocalThinker:
     ) -> None:
         await self._runner.close()
 
+    @property
+    def accepting(self) -> bool:
+        """Whether its engine runs."""
+        return self._runner.accepting
+
+    async def think(self, message: pb.ThinkRequest) -> AsyncGenerator[pb.ThinkEvent, None]:
+        """What the RPC `Think` answers; whoever stops reading has the request cancelled.
+
+        Raises:
+            ServingError: the request failed.
+        """
+        request = parse_request(
+            message,
+            self.bundle,
+            max_rows=self._config.max_rows,
+            max_links=self._config.max_links,
+            arrival=time.monotonic(),
+            call_deadline=inf,
+        )
+        outbox = self._runner.submit(request)
+        try:
+            while events := await outbox.take():
+                last = events[-1]
+                for answer in messages(
+                    request.request_id, events[:-1] if isinstance(last, Failure) else events, self.bundle
+                ):
+                    yield answer
+                if isinstance(last, Failure):
+                    raise last.error
+        finally:  # also when whoever waits is cancelled
+            self._runner.cancel(request)
+
     async def answer(self, inputs: Mapping[str, ArrayLike], **options: Unpack[AnswerOptions]) -> Result:
         """As `AsyncClient.answer`, but for the model's name and version.
 
@@ -89,33 +124,13 @@ class LocalThinker:
         """
         message = request_message(self.bundle.name, inputs, **answer_options(options))
         try:
-            request = parse_request(
-                message,
-                self.bundle,
-                max_rows=self._config.max_rows,
-                max_links=self._config.max_links,
-                arrival=time.monotonic(),
-                call_deadline=inf,
-            )
-            outbox = self._runner.submit(request)
+            async with aclosing(self.think(message)) as told:
+                result = collect([event async for one in told for event in events_of(one)])
         except ServingError as error:
             raise from_failure(failure(error)) from None
-        try:
-            result = collect(await self._read(outbox))
-        finally:  # also when whoever waits is cancelled
-            self._runner.cancel(request)
         if result is None:
             raise ThinkError("the request ended without a summary")
         return result
-
-    async def _read(self, outbox: Outbox) -> list[Event]:
-        events: list[Event] = []
-        while taken := await outbox.take():
-            for event in taken:
-                if isinstance(event, Failure):
-                    raise from_failure(failure(event.error))
-                events += events_of(event_message("", event, self.bundle))
-        return events
 
 
 def _ignore(report: StepReport, merged: int) -> None:

@@ -11,7 +11,6 @@ from typing import Self, Unpack
 from numpy.typing import ArrayLike
 
 from protos import ctm_serving_pb2 as pb
-from serving.backends.base import Backend
 from serving.backends.load import load_backend
 from serving.bundle import Bundle
 from serving.client import AnswerOptions, Result, ThinkError
@@ -22,6 +21,7 @@ from serving.engine import Engine, StepReport
 from serving.errors import BundleRefused, ServingError
 from serving.events import Failure
 from serving.mismatch import listing
+from serving.models import Served
 from serving.rpc import messages
 from serving.runner import Runner
 from serving.scheduler import Scheduler
@@ -59,7 +59,8 @@ class LocalThinker:
     ) -> None:
         self.bundle = bundle
         self._config = engine or EngineConfig()
-        self._backend: Backend = load_backend(bundle, backend or BackendConfig(), self._config)
+        backend = backend or BackendConfig()
+        self._kind, self._backend = backend.kind, load_backend(bundle, backend, self._config)
 
     async def __aenter__(self) -> Self:
         config = self._config
@@ -76,18 +77,13 @@ class LocalThinker:
             deadline_margin_seconds=config.deadline_margin_seconds,
             chain_ahead=config.chain_ahead,
         )
-        self._runner = Runner(str(self.bundle), engine, on_report=_ignore)
+        self.served = Served(self.bundle, Runner(str(self.bundle), engine, on_report=_ignore), self._kind)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._runner.close()
-
-    @property
-    def accepting(self) -> bool:
-        """Whether its engine runs."""
-        return self._runner.accepting
+        await self.served.runner.close()
 
     async def think(self, message: pb.ThinkRequest) -> AsyncGenerator[pb.ThinkEvent, None]:
         """What the RPC `Think` answers; whoever stops reading has the request cancelled.
@@ -103,18 +99,18 @@ class LocalThinker:
             arrival=time.monotonic(),
             call_deadline=inf,
         )
-        outbox = self._runner.submit(request)
+        outbox = self.served.runner.submit(request)
         try:
             while events := await outbox.take():
                 last = events[-1]
                 for answer in messages(
-                    request.request_id, events[:-1] if isinstance(last, Failure) else events, self.bundle
+                    request.request_id, events[:-1] if isinstance(last, Failure) else events, self.served
                 ):
                     yield answer
                 if isinstance(last, Failure):
                     raise last.error
         finally:  # also when whoever waits is cancelled
-            self._runner.cancel(request)
+            self.served.runner.cancel(request)
 
     async def answer(self, inputs: Mapping[str, ArrayLike], **options: Unpack[AnswerOptions]) -> Result:
         """As `AsyncClient.answer`, but for the model's name and version.

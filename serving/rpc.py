@@ -17,7 +17,6 @@ from google.protobuf.message import DecodeError, Message
 from protos import ctm_bundle_pb2 as bundle_pb2
 from protos import ctm_serving_pb2 as pb
 from serving import status, wire
-from serving.bundle import Bundle
 from serving.errors import InvalidRequest, ServingError
 from serving.events import Event, Failure, Tick
 from serving.mismatch import quote
@@ -75,9 +74,7 @@ class Thinker:
         try:
             while events := await outbox.take():
                 last = events[-1]
-                for message in messages(
-                    asked.request_id, events[:-1] if isinstance(last, Failure) else events, served.bundle
-                ):
+                for message in messages(asked.request_id, events[:-1] if isinstance(last, Failure) else events, served):
                     await context.write(message)
                 if isinstance(last, Failure):
                     await status.abort(context, last.error)
@@ -200,7 +197,7 @@ class _StreamCall:
 
     async def _pump(self, served: Served, asked: Request, outbox: Outbox) -> None:
         while events := await outbox.take():
-            for message in messages(asked.request_id, events, served.bundle):
+            for message in messages(asked.request_id, events, served):
                 async with self._writing:
                     if outbox.abandoned:  # while this waited for its turn
                         return
@@ -261,7 +258,7 @@ def _deadline(context: ServicerContext) -> float:
     return inf if remaining is None else time.monotonic() + remaining
 
 
-def messages(request_id: str, events: list[Event], bundle: Bundle) -> list[pb.ThinkEvent]:
+def messages(request_id: str, events: list[Event], served: Served) -> list[pb.ThinkEvent]:
     """Events as messages; ticks that stand together go out together, as many as a message may well hold."""
     written: list[pb.ThinkEvent] = []
     ticks: list[Tick] = []
@@ -273,12 +270,12 @@ def messages(request_id: str, events: list[Event], bundle: Bundle) -> list[pb.Th
             if size < _LARGE:
                 continue
         if ticks:
-            written.append(wire.ticks_message(request_id, ticks, bundle))
+            written.append(wire.ticks_message(request_id, ticks, served.bundle))
             ticks, size = [], 0
         if not isinstance(event, Tick):
-            written.append(wire.event_message(request_id, event, bundle))
+            written.append(wire.event_message(request_id, event, served.bundle))
     if ticks:
-        written.append(wire.ticks_message(request_id, ticks, bundle))
+        written.append(wire.ticks_message(request_id, ticks, served.bundle))
     return written
 
 

@@ -19,7 +19,7 @@ from protos import ctm_serving_pb2 as pb
 from serving.events import Answer, Tick
 from serving.models import Served
 from serving.request import StopReason
-from serving.rpc import _messages
+from serving import rpc
 from serving.runner import Runner
 
 RISING = [0.1, 0.2, 0.5, 0.6, 0.7, 0.9, 0.95, 0.99]
@@ -72,7 +72,7 @@ async def test_a_thought_is_watched_tick_by_tick_until_it_is_certain():
 def test_no_message_grows_with_the_ticks_that_wait(values, messages):
     ticks = [Tick(row, 1, 0.5, prediction=np.zeros(values, np.float32)) for row in range(7)]
     answer = Answer(0, 1, 1, 0.5, StopReason.CERTAIN, abstained=False)
-    sent = _messages("mine", [*ticks[:5], answer, *ticks[5:]], Served(BUNDLE, cast(Runner, None), "scripted"))
+    sent = rpc.messages("mine", [*ticks[:5], answer, *ticks[5:]], Served(BUNDLE, cast(Runner, None), "scripted"))
     assert [len(event.ticks.ticks) for event in sent if event.HasField("ticks")] == messages
     told = [tick.row for event in sent for tick in event.ticks.ticks]
     assert told == list(range(7))

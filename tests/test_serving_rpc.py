@@ -16,10 +16,10 @@ from scripted import TICKS, script
 from scripted_server import BUNDLE, ScriptedServer, scripted_server, think
 
 from protos import ctm_serving_pb2 as pb
+from serving import rpc
 from serving.events import Answer, Tick
 from serving.models import Served
 from serving.request import StopReason
-from serving import rpc
 from serving.runner import Runner
 
 RISING = [0.1, 0.2, 0.5, 0.6, 0.7, 0.9, 0.95, 0.99]

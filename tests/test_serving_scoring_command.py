@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,18 +132,22 @@ def test_a_bad_row_is_named_and_stops_no_other(thinker: FakeThinker, tmp_path: P
     values[1, 3, 4] = np.nan
     np.save(tmp_path / "a.npy", values)
     (tmp_path / "no.png").write_text("no picture")
+    strange = tmp_path / os.fsdecode(b"caf\xe9.png")
+    strange.write_text("no picture either")
     (tmp_path / "b.jsonl").write_text('{"image": [[1]]}\nnonsense\n{"pixels": 1, "other": 2}\n{"image": null}\n')
     bright = tmp_path / "bright.npy"
     np.save(bright, VALUES[0] * 255)
-    output = tmp_path / "scores.jsonl"
     sources = [tmp_path / "a.npy", tmp_path / "no.png", tmp_path / "b.jsonl", bright]
-    assert think(thinker, "--input", *sources, "--output", output) == 1
+    for ending in ("csv", "parquet", "jsonl"):
+        output = tmp_path / f"scores.{ending}"
+        assert think(thinker, "--input", *sources, strange, "--output", output) == 1
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(line["source"], line["row"]) for line in lines] == [
         *((str(sources[0]), index) for index in range(3)),
         (str(sources[1]), 0),
         *((str(sources[2]), index) for index in range(4)),
         *((str(bright), index) for index in range(28)),
+        (f"{tmp_path}/caf\\udce9.png", 0),
     ]
     assert [line["prediction"] for line in lines[:4]] == ["1", None, "2", None]
     printed = capsys.readouterr()
@@ -155,9 +160,9 @@ def test_a_bad_row_is_named_and_stops_no_other(thinker: FakeThinker, tmp_path: P
         "row 3: got nothing, expected a value",
     ):
         assert said in printed.err
-    assert "36 rows: 2 answered" in printed.out
-    assert "34 failed" in printed.out
-    assert "34 rows failed; column error of" in printed.err
+    assert "37 rows: 2 answered" in printed.out
+    assert "35 failed" in printed.out
+    assert "35 rows failed; column error of" in printed.err
 
 
 @pytest.mark.parametrize(

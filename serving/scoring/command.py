@@ -79,9 +79,10 @@ async def score_files(options: Options) -> int:
             layout = Layout(positions=shows_positions(kind), logits=options.logits, kept=options.keep)
         except Mismatch as error:
             raise UnfitInput(str(error)) from error
-        total, sums = count_rows(paths, maker, columns), Sums()
+        sums = Sums()
         outcomes = score(all_rows(paths, maker, columns), ask, in_flight=options.in_flight or ROWS_IN_FLIGHT)
         with writing(options.output, layout) as sink, _progress() as progress:
+            total = None if progress.disable else count_rows(paths, maker, columns)
             task = progress.add_task(f"{kind.manifest.name}/{kind.manifest.version}", total=total, ticks=0.0)
             async with aclosing(outcomes):
                 async for outcome in outcomes:

@@ -49,7 +49,7 @@ class Layout:
         """One outcome by column; None wherever nothing was said."""
         row = outcome.row
         line = dict.fromkeys(self.names()) | {name: row.kept.get(name) for name in self.kept}
-        line |= {"source": row.source, "row": row.index, "error": outcome.error or None}
+        line |= {"source": _printable(row.source), "row": row.index, "error": _printable(outcome.error) or None}
         return line if outcome.answer is None else line | self._said(outcome.answer)
 
     def _said(self, answer: Answer) -> dict[str, Any]:
@@ -67,3 +67,8 @@ class Layout:
         if self.logits and answer.prediction is not None:
             said["logits"] = answer.prediction.tolist()
         return said
+
+
+def _printable(text: str) -> str:
+    """Names of files may hold bytes that are no UTF-8, which stand in them as surrogates; no table takes those."""
+    return text.encode(errors="backslashreplace").decode()

@@ -107,7 +107,7 @@ class Arrays(Source):
     def _read(self) -> dict[str, Array]:
         wanted = self._maker.kind.spec.name
         try:
-            if self.path.suffix == ".npy":  # not read whole: there are larger ones than memory
+            if self.path.suffix.lower() == ".npy":  # not read whole: there are larger ones than memory
                 return {self._columns.input or wanted: np.load(self.path, mmap_mode="r", allow_pickle=False)}
             with np.load(self.path, allow_pickle=False) as archive:
                 needed = {self._columns.input or wanted, *self._columns.kept}

@@ -17,7 +17,7 @@ from serving.errors import BundleRefused
 from serving.manifest import MANIFEST, program, read, stop_defaults
 from serving.mismatch import Damaged, Mismatch, listing, quote
 from serving.program import Program, TensorSpec
-from serving.request import Array, StopPolicy
+from serving.request import Array, StopPolicy, StreamPolicy
 from serving.text.model import TextModel, text_model
 
 START = "start.safetensors"
@@ -43,6 +43,10 @@ class Bundle:
     """Of models of text: what makes a chain of their thoughts."""
     diffusion: DiffusionModel | None = field(default=None, repr=False)
     """Of diffusion models: the same."""
+    policies: dict[tuple[bytes, bytes], tuple[StopPolicy, StreamPolicy]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    """How requests asked to stop and to stream, resolved (see `wire.py`): kept here, so that it goes when this goes."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"

@@ -3,6 +3,7 @@
 The environment says where to look: HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HUB_OFFLINE.
 """
 
+import glob
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,7 +35,8 @@ def download(repository: str, revision: str | None, names: Iterable[str]) -> tup
     disable_progress_bars()  # between lines of a log they are noise
     place = f"at {constants.ENDPOINT}"
     try:
-        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(names))
+        patterns = [glob.escape(name) for name in names]  # a manifest may call a file `*`: that is its name, and no more
+        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
     except errors.HFValidationError as error:
         raise _refused(repository, f"{quote(str(error), 200)}", "ORG/REPO") from error
     except errors.GatedRepoError as error:

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 LONGEST_ID = 256
 """Characters of a request id: it stands in every event."""
 
+_LONGEST_POLICY = 16_384
+"""Bytes of what a request says of stopping and streaming: all of it may well be in a few hundred."""
+
+_MOST_POLICIES = 256
+"""Remembered for each bundle."""
+
 _SEED_BITS = 32
 """Of a seed that we draw: few enough to be read out and typed in."""
 
@@ -73,7 +79,7 @@ def _parse(
     if message.HasField("abstain_below"):
         below = certainty("abstain_below", message.abstain_below)
     rule = answer_rule(message.answer_rule)
-    stop, stream = _policies(message.stop.SerializeToString(), message.stream.SerializeToString(), bundle)
+    stop, stream = _policies(message, bundle)
     inputs, chain = _rows(message, bundle, stream, below, max_rows, max_links)  # last: it is what costs
     return Request(
         request_id=message.request_id,
@@ -90,11 +96,19 @@ def _parse(
     )
 
 
-@lru_cache(maxsize=256)
-def _policies(stop: bytes, stream: bytes, bundle: Bundle) -> tuple[StopPolicy, StreamPolicy]:
+def _policies(message: pb.ThinkRequest, bundle: Bundle) -> tuple[StopPolicy, StreamPolicy]:
     """When to stop and what to see. Remembered, as most callers ask in the same few ways."""
-    when = stop_policy(pb.StopPolicy.FromString(stop), bundle) if stop else bundle.stop
-    return when, stream_policy(pb.StreamPolicy.FromString(stream), bundle)
+    asked = message.stop.SerializeToString(), message.stream.SerializeToString()
+    found = bundle.policies.get(asked)
+    if found is None:
+        if (size := sum(map(len, asked))) > _LONGEST_POLICY:
+            raise Mismatch("stop and stream", f"{size} bytes", f"at most {_LONGEST_POLICY}; say each thing once")
+        when = stop_policy(message.stop, bundle) if asked[0] else bundle.stop
+        found = when, stream_policy(message.stream, bundle)
+        if len(bundle.policies) >= _MOST_POLICIES:
+            bundle.policies.clear()
+        bundle.policies[asked] = found
+    return found
 
 
 def _rows(

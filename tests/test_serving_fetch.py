@@ -60,6 +60,13 @@ def test_a_bundle_of_a_repository_comes_into_the_store(hub, store, revision):
     assert not [path for path in (store / "fake" / "1").iterdir() if path.is_symlink()], "the cache may be cleared"
 
 
+def test_a_name_that_stands_for_many_is_no_more_than_a_name(hub, bundle, store):
+    name_file("*")(bundle)
+    with pytest.raises(BundleRefused, match="files"):
+        fetch("org/fake", store)
+    assert hub.files() == ["README.md", "manifest.json"]
+
+
 def test_what_the_cache_holds_is_fetched_without_a_network(hub, store, tmp_path, monkeypatch):
     fetch("org/fake@v1", store)
     assert hub.files() == BROUGHT

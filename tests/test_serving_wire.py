@@ -1,6 +1,7 @@
 """What a caller may ask, what is refused and how it is said; what a caller is told."""
 
 import re
+import sys
 from math import inf, nan
 
 import numpy as np
@@ -153,6 +154,11 @@ def stream(**fields: object) -> dict[str, object]:
             id="unknown detail",
         ),
         pytest.param(
+            stop(disabled=[StopReason.ENERGY] * 20_000),
+            "stop and stream: got 20004 bytes, expected at most 16384; say each thing once",
+            id="the same again and again",
+        ),
+        pytest.param(
             {"answer_rule": 3},
             "answer_rule: got 3, expected one of ANSWER_RULE_UNSPECIFIED, MOST_CERTAIN, LAST",
             id="unknown rule",
@@ -285,6 +291,17 @@ def test_a_request_without_policies_takes_the_bundles():
     assert asked.stop is BUNDLE.stop
     assert (asked.rows, asked.request_id, asked.arrival, asked.priority) == (2, "mine", 100.0, 0)
     assert (asked.answer_rule, asked.abstain_below) == (AnswerRule.MOST_CERTAIN, 0.5)
+
+
+def test_policies_are_remembered_and_go_with_their_bundle():
+    bundle = fake_bundle()
+    references = sys.getrefcount(bundle)
+    asked = parse(bundle, **stop(max_ticks=3))
+    assert parse(bundle, **stop(max_ticks=3)).stop is asked.stop
+    for k in range(2_000):
+        parse(bundle, **stop(max_ticks=3, certainty_threshold=k / 2_000))
+    assert len(bundle.policies) <= 256
+    assert sys.getrefcount(bundle) == references, "nothing else keeps a bundle that has left"
 
 
 def test_a_request_with_everything():

@@ -25,6 +25,8 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 _RULES = tuple(pb.AnswerRule.keys()[1:])
 _REASONS = tuple(pb.StopReason.keys()[1:])
 _MOST_32, _MOST_64 = 2**32 - 1, 2**64 - 1
+_LONGEST_LIST = 16_384
+"""Characters of a list of names: more say the same again and again."""
 
 Parameters = Mapping[str, oip.InferParameter]
 Reader = Callable[[str, oip.InferParameter], Any]
@@ -87,7 +89,10 @@ def _text(name: str, value: oip.InferParameter) -> str:
 
 def _names(name: str, value: oip.InferParameter) -> list[str]:
     """`a,b` is two names."""
-    return [one.strip() for one in _text(name, value).split(",") if one.strip()]
+    text = _text(name, value)
+    if len(text) > _LONGEST_LIST:
+        raise Mismatch(_what(name), f"{len(text)} characters", f"at most {_LONGEST_LIST}")
+    return [one.strip() for one in text.split(",") if one.strip()]
 
 
 def _rule(name: str, value: oip.InferParameter) -> pb.AnswerRule.ValueType:

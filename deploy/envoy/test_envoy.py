@@ -5,7 +5,7 @@ import json
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import grpc
 import pytest
 import yaml
 from callers import callers, digits, spread
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
 from replicas import ROOT, Replica, replicas
 
 from protos import ctm_serving_pb2_grpc as pb_grpc
@@ -75,6 +77,11 @@ class Envoy:
         stats = {stat["name"]: int(stat.get("value", 0)) for stat in (await self._hosts())[replica.port]["stats"]}
         return stats["rq_active"]
 
+    async def paused(self) -> int:
+        """How often it has stopped to read what a replica says, because a caller does not read."""
+        page = await self._ask("stats?filter=upstream_flow_control_paused_reading_total$")
+        return int(page["stats"][0]["value"])
+
     def failures(self) -> list[int]:
         """The ports of the replicas at which calls failed so far, one for each such call; 0 where none was found.
 
@@ -90,7 +97,10 @@ class Envoy:
         return {host["address"]["socket_address"]["port_value"]: host for host in hosts}
 
     async def _ask(self, page: str) -> dict[str, Any]:
-        async with aiohttp.ClientSession() as session, session.get(f"{self._admin}/{page}?format=json") as response:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self._admin}/{page}", params={"format": "json"}) as response,
+        ):
             document: dict[str, Any] = await response.json(content_type=None)
         return document
 
@@ -117,8 +127,7 @@ def local(document: dict[str, Any], ports: list[int]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def running(folder: Path, fleet: list[Replica]) -> AsyncIterator[Envoy]:
-    ports = [replica.port for replica in fleet]
+async def running(folder: Path, ports: list[int]) -> AsyncIterator[Envoy]:
     configuration = folder / "envoy.yaml"
     configuration.write_text(yaml.safe_dump(local(yaml.safe_load(CONFIGURATION.read_text()), ports)))
     proxy = Envoy(folder)
@@ -155,7 +164,7 @@ async def answers_whatever_the_caller_tells_envoy(address: str) -> int:
 async def test_nothing_is_lost_when_a_replica_is_stopped_and_only_what_it_held_when_one_is_killed(tmp_path):
     async with (
         replicas(3, "--models", "mnist", "--drain-delay-seconds", "10") as fleet,
-        running(tmp_path, fleet) as proxy,
+        running(tmp_path, [replica.port for replica in fleet]) as proxy,
         callers(CALLERS, lambda: AsyncClient(proxy.address)) as load,
     ):
         first, second, third = fleet
@@ -203,3 +212,44 @@ async def test_nothing_is_lost_when_a_replica_is_stopped_and_only_what_it_held_w
         await proxy.healthy(everyone)
         await evenly(*fleet)
         assert len(load.failed) == len(lost)
+
+
+async def talk(how_much: bytes, context: grpc.aio.ServicerContext) -> None:
+    """Say a line; or never stop talking."""
+    await context.write(b"a line")
+    while how_much == b"for ever":
+        await context.write(bytes(32768))
+
+
+@asynccontextmanager
+async def talker() -> AsyncIterator[int]:
+    """The port of a server that says as much as it is asked to: quicker than models that fill Envoy's windows."""
+    server, healthy = grpc.aio.server(), health.HealthServicer()
+    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    handlers = grpc.method_handlers_generic_handler("talker", {"Talk": grpc.unary_stream_rpc_method_handler(talk)})
+    server.add_generic_rpc_handlers((handlers,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(None)
+
+
+async def test_callers_who_do_not_read_hold_up_nobody_else(tmp_path):
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(talker())
+        proxy = await stack.enter_async_context(running(tmp_path, [port]))
+        for number in range(1, 25):  # each with a connection to Envoy of its own, all over one from there
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(proxy.address, options))
+            silent = channel.unary_stream("/talker/Talk")(b"for ever")
+            stack.callback(silent.cancel)
+            async with asyncio.timeout(WAIT_SECONDS):
+                assert await silent.read() == b"a line"
+                while await proxy.paused() < number:
+                    await asyncio.sleep(0.05)
+        async with grpc.aio.insecure_channel(proxy.address) as channel:
+            heard = channel.unary_stream("/talker/Talk")(b"a line", timeout=WAIT_SECONDS)
+            assert [line async for line in heard] == [b"a line"]

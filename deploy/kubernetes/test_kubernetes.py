@@ -195,7 +195,7 @@ def test_prometheus_computes_what_the_adapter_will_ask_it(tmp_path):
     assert promtool, "promtool is missing: Debian's package prometheus brings it"
     rules = yaml.safe_load((HERE / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
     queries = {rule["name"]["as"]: asked(rule, 'namespace="models",pod=~"busy|idle"') for rule in rules}
-    pods = {  # per minute: 600 ticks of 24 of 32 slots; and none
+    pods = {  # per minute, and scraped no more often: 600 ticks of 24 of 32 slots; and none
         "busy": {
             "ctm_thoughts_waiting": "6+0x10",
             "ctm_occupancy_ratio_sum": "0+450x10",
@@ -219,13 +219,13 @@ def test_prometheus_computes_what_the_adapter_will_ask_it(tmp_path):
     tests = [
         {
             "expr": queries[name],
-            "eval_time": "4m",
+            "eval_time": "4m30s",
             "exp_samples": [{"labels": f'{{pod="{pod}"}}', "value": value} for pod, value in values.items()],
         }
         for name, values in expected.items()
     ]
     file = tmp_path / "queries.yaml"
-    file.write_text(yaml.safe_dump({"tests": [{"interval": "30s", "input_series": series, "promql_expr_test": tests}]}))
+    file.write_text(yaml.safe_dump({"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": tests}]}))
     done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -135,7 +135,9 @@ DEEP = b'{"format_version": 1, "config": ' + b'{"a": ' * 3000 + b"1" + b"}" * 30
             spoil_file("manifest.json", b"[1, 2]"), "format_version: got None, expected 1", id="JSON, but a list"
         ),
         pytest.param(spoil_file("manifest.json", DEEP), "manifest.json", id="nested without end"),
-        pytest.param(spoil_manifest(**{"\ud800": 1}), "expected the fields of a manifest", id="a key of half a character"),
+        pytest.param(
+            spoil_manifest(**{"\ud800": 1}), "expected the fields of a manifest", id="a key of half a character"
+        ),
         pytest.param(
             spoil_manifest(format_version=2, magic=True),
             "format_version: got 2, expected 1; the bundle is newer than this server",

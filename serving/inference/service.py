@@ -13,7 +13,7 @@ import grpc
 from protos import open_inference_pb2 as oip
 from serving import rpc, status
 from serving.calls import LOST, Method, ServicerContext, add_service, deadline, sound
-from serving.errors import BundleRefused, InvalidRequest, ServingError, Unavailable
+from serving.errors import BundleRefused, InvalidRequest, ServingError
 from serving.events import Failure
 from serving.inference.asked import parse, version_number
 from serving.inference.metadata import model_config, model_metadata, server_metadata
@@ -150,9 +150,6 @@ class Inference:
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[oip.ModelInferRequest | None], context: ServicerContext
     ) -> None:
-        if not any(served.runner.accepting for served in self._models):
-            # The call as a whole, as ThinkStream does, so that a balancer can take it elsewhere.
-            await status.abort(context, Unavailable("the server takes no requests now"))
         call = StreamCall(self._submit, context, self._max_stream_requests)
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -82,6 +82,11 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleRefused(
             f"bundle {path.parent.name}/{path.name} in {path.parent.parent}: {error}", reason=reason
         ) from error
+    except Exception as error:  # whatever a library throws at what nobody thought of: the other bundles are served
+        met = f"{type(error).__name__} {quote(str(error), 300)}"
+        raise BundleRefused(
+            f"bundle {path.parent.name}/{path.name} in {path.parent.parent}: got {met}, expected a sound one"
+        ) from error
 
 
 def _load(path: Path) -> Bundle:

@@ -35,7 +35,7 @@ def download(repository: str, revision: str | None, names: Iterable[str]) -> tup
     disable_progress_bars()  # between lines of a log they are noise
     place = f"at {constants.ENDPOINT}"
     try:
-        patterns = [glob.escape(name) for name in names]  # a manifest may call a file `*`: that is its name, and no more
+        patterns = [glob.escape(name) for name in names]  # a manifest may call a file `*`, and means that
         folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
     except errors.HFValidationError as error:
         raise _refused(repository, f"{quote(str(error), 200)}", "ORG/REPO") from error

@@ -134,7 +134,7 @@ class Library:
     async def load(self, name: str) -> None:
         """Serve a model's newest sound versions, as many as the version policy says, and follow it from then on.
 
-        One that was refused before is tried again.
+        One that was refused before, or whose engine has failed, is tried again.
 
         Raises:
             UnknownModel: the store has no such model.
@@ -145,7 +145,8 @@ class Library:
             if name not in self._listed:
                 raise UnknownModel(f"no model {quote(name)} in the store, which holds {listing(sorted(self._listed))}")
             for (known_name, _), known in self._known.items():
-                if known_name == name and known.refusal is not None:
+                failed = known.served is not None and self.stage.died(known.served)
+                if known_name == name and (failed or known.refusal is not None):
                     known.looks = None
             try:
                 refused = await self._update(name)

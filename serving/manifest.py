@@ -47,7 +47,7 @@ def read(path: Path) -> Manifest:
         raise Mismatch(f"{MANIFEST}: format_version", quote(found), f"{FORMAT_VERSION}{advice}")
     try:
         manifest = json_format.ParseDict(document, Manifest())
-    except (json_format.ParseError, RecursionError) as error:
+    except (json_format.ParseError, RecursionError, SystemError) as error:  # the last: a key that is no UTF-8
         raise Mismatch(MANIFEST, quote(str(error), 200), "the fields of a manifest") from error
     check(manifest)
     return manifest

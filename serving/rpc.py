@@ -233,7 +233,7 @@ def messages(request_id: str, events: list[Event], served: Served) -> list[pb.Th
     for event in events:
         if isinstance(event, Tick):
             ticks.append(event)
-            size += _size(event)
+            size += tick_bytes(event)
             if size < _LARGE:
                 continue
         if ticks:
@@ -246,7 +246,7 @@ def messages(request_id: str, events: list[Event], served: Served) -> list[pb.Th
     return written
 
 
-def _size(tick: Tick) -> int:
+def tick_bytes(tick: Tick) -> int:
     """About how many bytes it takes, but for what is small."""
     prediction = 0 if tick.prediction is None else tick.prediction.nbytes
     return prediction + sum(values.nbytes for values in tick.details.values())

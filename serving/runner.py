@@ -113,6 +113,8 @@ class Runner:
             self._stopping = True
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
+        if hasattr(self, "engine"):  # a caller who does not read its answers keeps this, but not the model's memory
+            del self.engine
 
     def _outbox(self, request: Request) -> Outbox:
         if request.chain is None:

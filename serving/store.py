@@ -44,6 +44,11 @@ def find(root: Path) -> tuple[dict[str, dict[int, Path]], list[BundleRefused]]:
     models: dict[str, dict[int, Path]] = {}
     refused: list[BundleRefused] = []
     for folder in folders:
+        if not _is_text(folder.name):
+            refused.append(
+                BundleRefused(f"folder {folder.name!a} in {root}: expected a name in UTF-8", reason="misnamed")
+            )
+            continue
         try:
             versions, misnamed = _versions(folder) if folder.is_dir() else ({}, [])
         except OSError as error:
@@ -108,12 +113,21 @@ def scan(
     return bundles, refused
 
 
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be told to anybody."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _versions(folder: Path) -> tuple[dict[int, Path], list[BundleRefused]]:
     versions, refused = {}, []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_dir():
             continue
-        if re.fullmatch(r"[1-9]\d{0,8}", path.name):
+        if re.fullmatch(r"[1-9][0-9]{0,8}", path.name):
             versions[int(path.name)] = path
         else:
             sentence = f"bundle {folder.name}/{path.name}: expected a version, 1, 2, 3, ..."

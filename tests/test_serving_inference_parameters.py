@@ -102,7 +102,9 @@ def test_a_parameter_becomes_a_field_of_the_same_request_that_think_takes(name, 
         pytest.param({"predictions": "true"}, "got 'true', expected true or false", id="a text for a flag"),
         pytest.param({"stop": 5}, "got 5, expected a text", id="a number for a text"),
         pytest.param({"disabled": "CERTAIN,SURE"}, "got 'SURE', expected any of .*CERTAIN", id="no such reason"),
-        pytest.param({"disabled": "CERTAIN," * 9_999}, "got 79992 characters, expected at most 16384", id="a long list"),
+        pytest.param(
+            {"disabled": "CERTAIN," * 9_999}, "got 79992 characters, expected at most 16384", id="a long list"
+        ),
         pytest.param({"answer_rule": "BEST"}, "got 'BEST', expected one of MOST_CERTAIN, LAST", id="no such rule"),
         pytest.param({"priority": 200}, "got 200, expected a whole number, 0 to 199", id="no such level"),
         pytest.param({"seed": oip.InferParameter()}, "'seed': got nothing, expected", id="no value"),

@@ -107,6 +107,14 @@ async def test_rows_tick_together_and_each_is_answered_as_soon_as_it_is_certain(
     assert columns(both[0].infer_response)["row"] == [0, 1]
 
 
+async def test_ticks_with_large_details_go_out_apart(monkeypatch):
+    monkeypatch.setattr("serving.inference.responses._LARGE", 4)  # bytes, as many as a place takes
+    async with scripted_server() as server:
+        got = await streamed(server, infer(think(SLOW, SLOW), details="place"))
+    found = [columns(response.infer_response) for response in got]
+    assert [one["row"] for one in found if "place" in one] == [[0], [1]] * TICKS
+
+
 @pytest.mark.parametrize("empty", [False, True])
 async def test_the_end_of_a_stream_is_marked_on_the_answer_or_after_it(empty):
     request = infer(think(SURE), every=0, triton_enable_empty_final_response=empty)

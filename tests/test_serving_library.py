@@ -475,6 +475,33 @@ class TestMeanwhile:
         assert shelf.library.stage.broken is None
         assert shelf.library.stage.healthy("tiny")
 
+    async def test_loading_begins_anew_what_an_engine_that_died_has_broken(self, shelf):
+        shelf.publish()
+        await shelf.library.start()
+        shelf.library.models.find("tiny", 1).runner.engine.scheduler.record = None  # an invariant of ours, broken
+        outbox = ask(shelf.library.models.find("tiny", 1))
+        await until(lambda: outbox.closed)
+        await shelf.library.load("tiny")
+        await shelf.all_gone()
+        assert shelf.states() == {"tiny/1": "READY"}
+        assert await answers(ask(shelf.library.models.find("tiny", 1))) == 1
+
+    async def test_a_caller_who_does_not_read_keeps_no_memory_of_a_version_that_is_gone(self, shelf):
+        shelf.publish(version=1)
+        await shelf.library.start()
+        old = shelf.library.models.find("tiny", 0)  # as the call's handler has it until its last message is written
+        backend = weakref.ref(old.runner.engine.backend)
+        unread = ask(old)
+        shelf.publish(version=2)
+        gc.disable()
+        try:
+            await shelf.library.refresh()
+            await shelf.all_gone()
+            assert backend() is None
+        finally:
+            gc.enable()
+        assert await answers(unread) == 1
+
     async def test_nothing_of_a_version_is_left_when_it_is_gone(self, shelf):
         shelf.publish(version=1)
         await shelf.library.start()

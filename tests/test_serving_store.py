@@ -1,6 +1,7 @@
 """What may serve, and what is refused by name while the others serve."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,9 @@ DEEP = b'{"format_version": 1, "config": ' + b'{"a": ' * 3000 + b"1" + b"}" * 30
             spoil_file("manifest.json", b"[1, 2]"), "format_version: got None, expected 1", id="JSON, but a list"
         ),
         pytest.param(spoil_file("manifest.json", DEEP), "manifest.json", id="nested without end"),
+        pytest.param(
+            spoil_manifest(**{"\ud800": 1}), "expected the fields of a manifest", id="a key of half a character"
+        ),
         pytest.param(
             spoil_manifest(format_version=2, magic=True),
             "format_version: got 2, expected 1; the bundle is newer than this server",
@@ -393,13 +397,21 @@ def test_what_is_not_a_bundle_is_left_alone(store):
     assert find(store) == ({"fake": {1: store / "fake" / "1"}}, [])
 
 
-@pytest.mark.parametrize("name", ["01", "v2", "0", "-1", "1.0", "latest", "99999999999", "１"])
+@pytest.mark.parametrize("name", ["01", "v2", "0", "-1", "1.0", "latest", "99999999999", "１", "1１"])
 def test_a_version_is_a_positive_number(store, name):
     write_bundle(store)
     (store / "fake" / name).mkdir()
     bundles, refused = scan(store)
     assert names(bundles) == ["fake/1"]
     assert f"bundle fake/{name}: expected a version, 1, 2, 3, ..." in str(refused[0])
+
+
+def test_a_folder_whose_name_is_no_text_is_no_model(store):
+    write_bundle(store)
+    (store / os.fsdecode(b"\xff") / "1").mkdir(parents=True)
+    models, refused = find(store)
+    assert list(models) == ["fake"], "an index of them is sent as text"
+    assert [str(error) for error in refused] == [f"folder '\\udcff' in {store}: expected a name in UTF-8"]
 
 
 @pytest.mark.parametrize("method", ["iterdir", "is_dir"])

@@ -14,11 +14,12 @@ from serving.inference.outputs import Result, answer_columns, is_chain, tick_col
 from serving.inference.tensors import Columns, write_outputs
 from serving.models import Served
 from serving.request import Request
+from serving.rpc import tick_bytes
 from serving.status import status_code
 
 FINAL = "triton_final_response"
 _LARGE = 2**19
-"""Bytes of predictions after which ticks go out, so that those of many rows are no larger than a caller takes."""
+"""Bytes of ticks after which they go out, so that those of many rows are no larger than a caller takes."""
 
 _MOST_INT64 = 2**63 - 1
 
@@ -106,8 +107,7 @@ def failed(address: oip.ModelInferRequest, error: ServingError) -> oip.ModelStre
 
 def _fits(tick: Tick, ticks: dict[int, Tick]) -> bool:
     """Whether a tick goes out along with others."""
-    size = 0 if tick.prediction is None else tick.prediction.nbytes * len(ticks)
-    return size < _LARGE and tick.row not in ticks
+    return tick_bytes(tick) * len(ticks) < _LARGE and tick.row not in ticks
 
 
 def _streamed(response: oip.ModelInferResponse, *, final: bool) -> oip.ModelStreamInferResponse:

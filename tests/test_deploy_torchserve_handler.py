@@ -17,9 +17,15 @@ from PIL import Image
 from deploy.torchserve.archive import Settings
 from deploy.torchserve.handler import ThinkHandler
 from deploy.torchserve.json_form import read_request
+from deploy.torchserve.meters import Meters
 from serving.bundle import load_bundle
 from serving.errors import InvalidRequest
+from serving.policy import StopPolicy
+from serving.report import StepReport
+from serving.request import Request, StopReason
+from serving.scheduler import Ended
 from serving.tensors import array
+from serving.waiting import Thought
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = load_bundle(ROOT / "model_store" / "mnist" / "1")
@@ -312,6 +318,16 @@ def test_thoughts_and_refusals_are_counted(worker: Worker) -> None:
     assert certainties == pytest.approx(sorted(answer["certainty"] for answer in answers), abs=1e-5)
     for name in ("ctm_think_seconds", "ctm_first_tick_seconds", "ctm_request_ticks"):
         assert len(seen[name]) == 7
+
+
+def test_a_link_that_nobody_is_answered_is_a_thought_and_no_abstention() -> None:
+    written: dict[str, Meter] = {}
+    meters = Meters(lambda name, _: written.setdefault(name, Meter()), "kjv")
+    asked = Request(request_id="", inputs={}, rows=1, stop=StopPolicy(max_ticks=20), abstain_below=0.5, arrival=100.0)
+    meters.observe(StepReport(ended=[Ended(Thought(asked, 0, link=4), StopReason.DEADLINE)], now=103.0))
+    meters.write()
+    seen = {name: meter.seen for name, meter in written.items() if meter.seen}
+    assert seen == {"ctm_thoughts_total": [(1, ["kjv", "Model", "DEADLINE"])]}
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class Meters:
         self._counts["ctm_thoughts_total", reason.name] += 1
         if ended.ticks_used:
             self._add("ctm_ticks_used", ended.ticks_used, reason.name)
-        if reason is StopReason.CANCELLED:
+        if reason is StopReason.CANCELLED or (thought.link and not thought.admitted):  # nobody is answered
             return
         if thought.admitted:
             self._add("ctm_think_seconds", max(0.0, now - thought.admission_time))

@@ -21,6 +21,7 @@ _PATIENCE = {
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_gcs_rpc_server_connect_timeout_s": "120",
     "RAY_health_check_timeout_ms": "120000",
+    "RAY_worker_niceness": "0",  # 15 otherwise: beside anything else they hardly start
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
 }

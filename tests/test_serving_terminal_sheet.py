@@ -146,7 +146,7 @@ def test_bad_news_is_one_line_and_status_1(painter: FakePainter, capsys: Any, ar
         pytest.param(["--class", "7", "--abstain-below", "2"], "'2' is not a number from 0 to 1", id="abstain below"),
         pytest.param(["--class", "7", "--output", "a.bmp"], "'a.bmp' ends in none of .png, .gif", id="kind of file"),
         pytest.param(["--class", "\udcff"], r"'\udcff' is not UTF-8", id="a class of other bytes"),
-        pytest.param(["--rows", "4"], "are required: INPUT, or --class of a model that draws", id="no class"),
+        pytest.param(["--rows", "4"], "are required: INPUT, --class of a model that draws, or --input", id="no class"),
     ],
 )
 def test_bad_usage_is_status_2(arguments: list[str], said: str, capsys: Any):

@@ -143,6 +143,19 @@ def test_dynamic_patches_are_the_rows_own(name):
     torch.testing.assert_close(alone, together[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["granularity", "patcher", "dynamic"])
+def test_a_row_that_is_no_number_leaves_the_others_alone(name):
+    def spoilt(step: int) -> torch.Tensor:
+        drawn = noise(step)
+        drawn[0, 0, 0] = torch.nan
+        return drawn
+
+    model, labels = small_model(**SENSES[name]), torch.arange(4)
+    clean, found = (sample(model, labels, noises, steps=3).images for noises in (noise, spoilt))
+    assert torch.equal(found[1:], clean[1:])
+    assert found[0].isnan().any()
+
+
 @torch.no_grad()
 def test_rows_have_as_many_dynamic_patches_as_they_surprise():
     model = small_model(**SENSES["patcher"])

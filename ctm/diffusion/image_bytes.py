@@ -13,4 +13,7 @@ from torch import Tensor
 
 def image_bytes(image_NSS: Tensor) -> Tensor:
     """[N, B] whole numbers in 0..255, int64."""
-    return ((image_NSS.detach().float().clamp(-1, 1) + 1) * 127.5).round().long().flatten(1)
+    image_NSS = image_NSS.detach().float()
+    # What is no number is some byte too: with one that there is not, no row could be looked up.
+    image_NSS = image_NSS.masked_fill(image_NSS.isnan(), 0.0)
+    return ((image_NSS.clamp(-1, 1) + 1) * 127.5).round().long().flatten(1)

@@ -57,7 +57,7 @@ async def test_the_python_examples_print_a_thought_a_text_and_what_was_drawn(mod
 
 
 async def test_the_first_command_watches_the_example_digits(model_store):
-    digits, text, sevens = [line for line in commands() if "ctm-think" in line]
+    digits, text, sevens, _ = [line for line in commands() if "ctm-think" in line]
     assert sevens == ".venv-serve/bin/ctm-think --model digits-diffusion --class 7 --rows 4"
     assert text == '.venv-serve/bin/ctm-think --model kjv "In the beginning"'
     program, *patterns = digits.split()
@@ -70,6 +70,14 @@ async def test_the_first_command_watches_the_example_digits(model_store):
     assert "seed" in drawn
     for image in images:
         assert Path(image).stem in printed
+
+
+async def test_the_data_set_command_scores_the_example_digits(tmp_path):
+    scores = tmp_path / "scores.jsonl"
+    program, *words = next(line for line in commands() if "--input" in line).replace("scores.jsonl", str(scores)).split()
+    printed = await run([str(BIN / program), *words])
+    assert "20 answered" in printed
+    assert len(scores.read_text().splitlines()) == 20
 
 
 async def test_the_examples_run(model_store, tmp_path):

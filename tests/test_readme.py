@@ -74,7 +74,8 @@ async def test_the_first_command_watches_the_example_digits(model_store):
 
 async def test_the_data_set_command_scores_the_example_digits(tmp_path):
     scores = tmp_path / "scores.jsonl"
-    program, *words = next(line for line in commands() if "--input" in line).replace("scores.jsonl", str(scores)).split()
+    command = next(line for line in commands() if "--input" in line)
+    program, *words = command.replace("scores.jsonl", str(scores)).split()
     printed = await run([str(BIN / program), *words])
     assert "20 answered" in printed
     assert len(scores.read_text().splitlines()) == 20

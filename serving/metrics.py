@@ -151,6 +151,8 @@ class Metrics:
         """Say that a model is served from now on; its other series begin at 0."""
         manifest = bundle.manifest
         series = self._model(bundle.name, bundle.version)
+        if bundle.text is not None or bundle.diffusion is not None:
+            series.chain_links()
         if bundle.diffusion is not None:
             series.diffusion()
         series.child(self.info, manifest.family, manifest.task, backend, str(manifest.ticks)).set(1)
@@ -240,11 +242,15 @@ class _Model:
             )
         return self._diffusion
 
-    def _count_links(self, rows: list[int]) -> None:
-        if self._chain_links is None:  # models without chains have no such series
+    def chain_links(self) -> Histogram:
+        """The series that models of chains alone have; begun with the model, so that a rate sees its first chain."""
+        if self._chain_links is None:
             self._chain_links = self.child(self._metrics.chain_links)
+        return self._chain_links
+
+    def _count_links(self, rows: list[int]) -> None:
         for links in rows:
-            self._chain_links.observe(links)
+            self.chain_links().observe(links)
 
     def _end(self, ended: Ended, now: float) -> None:
         thought, reason = ended.thought, ended.reason

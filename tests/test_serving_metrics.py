@@ -13,6 +13,7 @@ from scripted import ScriptedChain
 from scripted_diffusion import BUNDLE as DIFFUSION
 
 from serving import errors
+from serving.bundle import load_bundle
 from serving.diffusion.chain import DiffusionChain
 from serving.diffusion.options import DiffusionOptions
 from serving.diffusion.series import NOISE_RANGES
@@ -165,6 +166,13 @@ def test_links_of_chains_are_counted_by_row_and_single_thoughts_are_not():
     assert (seen["ctm_chain_links_count"], seen["ctm_chain_links_sum"]) == (3, 44)
     seen.metrics.forget("fake", 1)
     assert seen["ctm_chain_links_count"] is None
+
+
+@pytest.mark.parametrize(("name", "links"), [("mnist", None), ("kjv", 0.0), ("digits-diffusion", 0.0)])
+def test_models_of_chains_alone_have_their_links_counted_from_the_start(name, links, model_store):
+    registry = CollectorRegistry()
+    Metrics(registry).model_info(load_bundle(model_store / name / "1"), "onnx")
+    assert registry.get_sample_value("ctm_chain_links_count", {"model": name, "version": "1"}) == links
 
 
 def test_a_link_that_nobody_is_answered_is_a_thought_and_no_abstention():

@@ -14,6 +14,8 @@ from serving.client import AsyncClient, Result, StopReason, ThinkError
 
 REQUESTS_PER_CALL = 4  # of those who send several over one ThinkStream call
 WAIT_SECONDS = 240.0
+WINDOWS = 6
+UNEVEN = 0.35  # of an equal share: how far chance takes one in a window
 
 
 @dataclass
@@ -75,6 +77,23 @@ async def callers(number: int, connect: Callable[[], AsyncClient]) -> AsyncItera
                 caller.cancel()
     for client in clients:
         await client.close()
+
+
+async def spread_evenly(counts: Callable[[], Awaitable[list[int]]], load: Callers, requests: int) -> None:
+    """Wait for so many requests of which each replica got nearly as many as every other.
+
+    A replica that the machine leaves no time for a while rightly gets less; one that gets less each time does not.
+
+    Raises:
+        AssertionError: it was never so.
+    """
+    seen = []
+    for _ in range(WINDOWS):
+        shares = await spread(counts, load, requests)
+        if all(abs(share * len(shares) - 1) < UNEVEN for share in shares):
+            return
+        seen.append(shares)
+    raise AssertionError(f"shares of replicas: {seen}")
 
 
 async def spread(counts: Callable[[], Awaitable[list[int]]], load: Callers, requests: int) -> list[float]:

@@ -96,6 +96,7 @@ def to_json(part: Slice) -> dict[str, object]:
 
 
 def from_json(document: dict[str, object]) -> Slice:
+    # What `to_json` wrote has the fields and their types.
     return Slice(**{**document, "latencies": np.array(document["latencies"], np.float64)})  # type: ignore[arg-type]
 
 

@@ -76,7 +76,7 @@ class TorchScriptArtefact:
 
 def _graph(path: Path) -> torch.jit.ScriptModule:
     with quiet():
-        graph: torch.jit.ScriptModule = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+        graph: torch.jit.ScriptModule = torch.jit.load(str(path))  # type: ignore[no-untyped-call]  # torch's
     return graph
 
 

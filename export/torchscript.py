@@ -21,6 +21,7 @@ def write_torchscript(function: nn.Module, example: Sequence[Tensor], path: Path
     """
     archive = io.BytesIO()
     with quiet(), torch.no_grad():
+        # torch leaves it untyped.
         traced = torch.jit.trace(function.eval(), tuple(example), check_trace=True)  # type: ignore[no-untyped-call]
         torch.jit.save(torch.jit.freeze(traced), archive)
     _strip(archive, path)

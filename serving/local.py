@@ -11,20 +11,20 @@ from typing import Self, Unpack
 from numpy.typing import ArrayLike
 
 from protos import ctm_serving_pb2 as pb
+from serving.assembly import new_engine
 from serving.backends.load import load_backend
 from serving.bundle import Bundle
 from serving.client import AnswerOptions, Result, ThinkError
 from serving.client.errors import from_failure
 from serving.client.events import collect, events_of
 from serving.client.message import answer_options, request_message
-from serving.engine import Engine, StepReport
+from serving.engine import StepReport
 from serving.errors import BundleRefused, ServingError
 from serving.events import Failure
 from serving.mismatch import listing
 from serving.models import Served
 from serving.rpc import messages
 from serving.runner import Runner
-from serving.scheduler import Scheduler
 from serving.settings import BackendConfig, EngineConfig
 from serving.store import find, load_bundle, scan
 from serving.wire import failure, parse_request
@@ -63,20 +63,7 @@ class LocalThinker:
         self._kind, self._backend = backend.kind, load_backend(bundle, backend, self._config)
 
     async def __aenter__(self) -> Self:
-        config = self._config
-        scheduler = Scheduler(
-            num_slots=config.num_slots,
-            max_waiting=config.max_waiting,
-            admissions_per_plan=config.encode_rows_per_step,
-            positions=self.bundle.program.positions,
-        )
-        engine = Engine(
-            self._backend,
-            scheduler,
-            clock=time.monotonic,
-            deadline_margin_seconds=config.deadline_margin_seconds,
-            chain_ahead=config.chain_ahead,
-        )
+        engine = new_engine(self._backend, self._config)
         self.served = Served(self.bundle, Runner(str(self.bundle), engine, on_report=_ignore), self._kind)
         return self
 

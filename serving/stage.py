@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from serving.assembly import new_engine
 from serving.backends.base import Backend
 from serving.bundle import Bundle
-from serving.engine import Engine, StepReport
+from serving.engine import StepReport
 from serving.metrics import Metrics
 from serving.models import Models, Served
 from serving.runner import Runner
-from serving.scheduler import Scheduler
 from serving.settings import ServerConfig
 
 log = logging.getLogger(__name__)
@@ -62,22 +62,9 @@ class Stage:
             instead_of: what was served under the same number, and leaves in the same moment.
         """
         config = self._config
-        scheduler = Scheduler(
-            num_slots=config.engine.num_slots,
-            max_waiting=config.engine.max_waiting,
-            admissions_per_plan=config.engine.encode_rows_per_step,
-            positions=bundle.program.positions,
-        )
-        engine = Engine(
-            backend,
-            scheduler,
-            clock=time.monotonic,
-            deadline_margin_seconds=config.engine.deadline_margin_seconds,
-            chain_ahead=config.engine.chain_ahead,
-        )
         runner = Runner(
             str(bundle),
-            engine,
+            new_engine(backend, config.engine),
             on_report=partial(self._report, bundle),
             on_death=partial(self._mark_dead, bundle),
             outbox_capacity=config.stream_buffer,

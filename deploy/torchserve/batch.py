@@ -3,34 +3,13 @@
 requests -> engine.submit, engine.step ... -> a report of each step, until every request has ended
 """
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from serving.backends.base import Backend
 from serving.engine import Engine, StepReport
 from serving.errors import ServingError
 from serving.events import Answer, Failure
 from serving.request import Request
-from serving.scheduler import Scheduler
-from serving.settings import EngineConfig
-
-
-def new_engine(backend: Backend, config: EngineConfig) -> Engine:
-    """An engine without requests. A batch has one of its own, so that nothing of one batch can reach the next."""
-    scheduler = Scheduler(
-        num_slots=config.num_slots,
-        max_waiting=config.max_waiting,
-        admissions_per_plan=config.encode_rows_per_step,
-        positions=backend.program.positions,
-    )
-    return Engine(
-        backend,
-        scheduler,
-        clock=time.monotonic,
-        deadline_margin_seconds=config.deadline_margin_seconds,
-        chain_ahead=config.chain_ahead,
-    )
 
 
 def think(engine: Engine, requests: Sequence[Request]) -> Iterator[StepReport]:

@@ -9,12 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from deploy.torchserve.batch import new_engine, think
+from deploy.torchserve.batch import think
 from deploy.torchserve.json_form import read_request
 from deploy.torchserve.meters import Meters
 from deploy.torchserve.reply import Reply
 from protos import ctm_serving_pb2 as pb
 from serving import wire
+from serving.assembly import new_engine
 from serving.backends.load import load_backend
 from serving.bundle import load_bundle
 from serving.errors import InvalidRequest, ServingError, UnknownModel
@@ -99,7 +100,7 @@ class ThinkHandler:
 
     def _think(self, replies: Sequence[Reply], context: Any) -> None:
         asked = {reply.request: reply for reply in replies if reply.request is not None}
-        engine = new_engine(self._backend, self._config)
+        engine = new_engine(self._backend, self._config)  # nothing of one batch can reach the next
         for report in think(engine, list(asked)):
             for request, event in report.events:
                 asked[request].take(event)

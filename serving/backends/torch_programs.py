@@ -73,6 +73,6 @@ def load_torchscript(graphs: Mapping[str, bytes]) -> dict[str, Graph]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 deprecates TorchScript, which still runs
         return {
-            name: torch.jit.load(io.BytesIO(graph), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+            name: torch.jit.load(io.BytesIO(graph), map_location="cpu").eval()  # type: ignore[no-untyped-call]  # torch's
             for name, graph in graphs.items()
         }

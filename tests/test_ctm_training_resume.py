@@ -133,12 +133,36 @@ def test_a_run_resumed_with_another_model_is_refused(undisturbed: Path, capsys: 
     assert "a run cannot be resumed with another model.width: it was 24, got 32" in capsys.readouterr().err
 
 
-def in_two_processes(options: list[str]) -> None:
+ENDS_ITS_GROUP_LAST = """
+import gc, sys
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+from ctm.training.cli import main
+
+end = Accelerator.end_training
+
+def look_and_end(accelerator):
+    held = [thing for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
+    assert not held, "what holds the processes' group is gone before the group: else both may wait for ever"
+    print("nothing holds the group", file=sys.stderr)
+    end(accelerator)
+
+Accelerator.end_training = look_and_end
+sys.exit(main())
+"""
+
+
+def in_two_processes(options: list[str], script: Path) -> None:
+    script.write_text(ENDS_ITS_GROUP_LAST)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "ctm.training", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    command = [*launcher, str(script), *options]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"not done after {PATIENCE_SECONDS} s: {(error.stderr or b'').decode()[-3000:]}")
     assert done.returncode == 0, done.stderr
     assert "2 process(es) on cpu" in done.stderr
+    assert done.stderr.count("nothing holds the group") == 2
 
 
 def test_two_processes_make_the_same_run_as_one(tmp_path: Path) -> None:
@@ -146,7 +170,7 @@ def test_two_processes_make_the_same_run_as_one(tmp_path: Path) -> None:
     options = [*OPTIONS, "--model.backbone", "none", "--updates", "12", "--model.dropout", "0"]
     options += ["--optimiser.warmup-updates", "4", "--task.augment.shift", "0", "--task.augment.rotation", "0"]
     options += ["--task.augment.scale", "0", "--report.evaluate-every", "6", "--report.batch-size", "100"]
-    in_two_processes([*options, "--parts", "2", "--output-dir", str(tmp_path / "two")])
+    in_two_processes([*options, "--parts", "2", "--output-dir", str(tmp_path / "two")], tmp_path / "train.py")
     assert main([*options, "--output-dir", str(tmp_path / "one")]) == 0
     two, one = (read_checkpoint(tmp_path / name / "digits" / "last").weights for name in ("two", "one"))
     for name, tensor in one.items():

@@ -89,6 +89,15 @@ class Trainer:
                 return False
         return True
 
+    def let_go(self) -> None:
+        """Drop what learns with other processes; before their group ends, once no update is to come.
+
+        Were the wrapped model the last to hold that group, the group would end with Python's lock held, while the
+        group's own thread may wait for that lock to drop the last message: both for ever.
+        """
+        del self._wrapped
+        self.accelerator.free_memory()
+
     def _stale(self) -> bool:
         """Whether held-out rows have not got better for as long as the run would wait."""
         every, progress = self.config.report, self.progress

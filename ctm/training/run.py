@@ -55,6 +55,7 @@ def train(config: RunConfig, *, resume: bool = False, command: Sequence[str] = (
         family.check()
         _make_folder(config.folder)
         trainer = Trainer(config, family, accelerator, Reporter(), _origin(family, command))
+        stack.callback(trainer.let_go)
         if resume:
             trainer.restore(last_checkpoint(config.folder))
             _remember(changed, trainer)

@@ -441,7 +441,7 @@ class TestMeanwhile:
         assert shelf.states() == {"other/1": "READY", "tiny/1": "READY"}
 
     async def test_thoughts_that_take_too_long_for_a_version_that_leaves_answer_with_what_they_have(
-        self, tiny_store, tmp_path
+        self, tiny_store, tmp_path, caplog
     ):
         async with open_shelf(tiny_store, tmp_path, leave_seconds=0) as shelf:
             shelf.publish(version=1)
@@ -453,7 +453,8 @@ class TestMeanwhile:
             waiting = ask(old, rows=2)
             shelf.publish(version=2)
             await shelf.library.refresh()
-            await until(lambda: old in shelf.library.stage.leaving)
+            await until(lambda: "grace is over" in caplog.text)
+            assert shelf.library.stage.leaving == [old]
             released.set()
             await shelf.all_gone()
             assert await answers(running) == 2

@@ -112,7 +112,7 @@ class Server:
         self._stop.set()
 
     def _make_grpc(self) -> grpc.aio.Server:
-        config = self.config
+        config, age = self.config, self.config.max_connection_age_seconds
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -124,6 +124,8 @@ class Server:
                 # A client that vanished without a word is noticed by its missing pings, and its slots come free.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
+                # Calls that an old connection has end on it: the grace after its age has no bound by default.
+                *([("grpc.max_connection_age_ms", max(1, round(1000 * age)))] if age else []),
             ],
             maximum_concurrent_rpcs=config.max_concurrent_calls,
         )

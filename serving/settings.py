@@ -123,6 +123,8 @@ class ServerConfig(_Config):
     """Largest gRPC message, received or sent."""
     max_concurrent_calls: int = Field(default=4096, ge=1)
     """gRPC calls open at once; beyond, calls are refused."""
+    max_connection_age_seconds: float = Field(default=0.0, ge=0, le=10**6)
+    """How long a connection takes new calls, so that clients that balance meet new replicas; 0 is for ever."""
     stream_buffer: int = Field(default=64, ge=1)
     """Unsent events of one request; beyond, newer ticks of a row replace older ones."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

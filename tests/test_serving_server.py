@@ -165,6 +165,29 @@ async def test_a_server_that_goes_says_so_first_and_takes_requests_for_the_delay
         assert time.monotonic() - begin < 200
 
 
+async def test_a_connection_that_is_old_takes_no_new_calls_and_ends_those_that_it_has(tiny_store):
+    async with running(tiny_store, max_connection_age_seconds=0.5) as server, channel_to(server) as channel:
+        stub = pb_grpc.ThinkerStub(channel)
+        stream = stub.ThinkStream()
+        await stream.write(pb.ThinkCommand(think=think(request_id="before")))
+        assert await answered(stream) == "before"
+        async with asyncio.timeout(60):
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        assert channel.get_state() == grpc.ChannelConnectivity.IDLE
+        assert len(await answers(stub, think(rows=3))) == 3, "over a new connection"
+        await stream.write(pb.ThinkCommand(think=think(request_id="after")))
+        assert await answered(stream) == "after"
+        await stream.done_writing()
+
+
+async def answered(stream: grpc.aio.StreamStreamCall) -> str:
+    """Which request the next summary is of."""
+    async for event in stream:
+        if event.HasField("summary"):
+            return event.request_id
+    raise AssertionError(f"no summary: {await stream.code()}")
+
+
 async def test_a_burst_of_calls_is_served_and_not_cut_off(tiny_store):
     async with served(tiny_store, "--engine.max-waiting", "4096") as server:
         async with grpc.aio.insecure_channel(server.address) as channel:

@@ -21,9 +21,9 @@ STOP_SECONDS = 120.0
 class Replica:
     """One server. Its ports are any free ones at first, and the same again whenever it is started anew."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, address: str = "127.0.0.1:0") -> None:
         self._arguments = arguments
-        self._address, self._http_address = "127.0.0.1:0", "127.0.0.1:0"
+        self._address, self._http_address = address, "127.0.0.1:0"
         self._process: Process | None = None
         self._log: asyncio.Task[None] | None = None
 

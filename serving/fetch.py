@@ -86,8 +86,7 @@ def _bring(source: str, folder: Path, manifest: Manifest, store: Path) -> Path:
     place = store / manifest.name / str(manifest.version)
     fields = {"source": source, "model": manifest.name, "version": manifest.version}
     if place.exists():
-        if not (place / MANIFEST).is_file() or (place / MANIFEST).read_bytes() != (folder / MANIFEST).read_bytes():
-            raise Mismatch(str(place), "another bundle of this name and version", "the same one, or none")
+        _check_same(place, folder)
         log.info("bundle is there", extra=fields)
         return place
     store.mkdir(parents=True, exist_ok=True)
@@ -99,8 +98,19 @@ def _bring(source: str, folder: Path, manifest: Manifest, store: Path) -> Path:
                 shutil.copyfile(folder / name, aside / name)
         check_files(aside, manifest)
         place.parent.mkdir(exist_ok=True)
-        aside.rename(place)
+        try:
+            aside.rename(place)
+        except OSError:
+            # Another server that shares the store was quicker.
+            if not place.exists():
+                raise
+            _check_same(place, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     log.info("bundle fetched", extra=fields)
     return place
+
+
+def _check_same(place: Path, folder: Path) -> None:
+    if not (place / MANIFEST).is_file() or (place / MANIFEST).read_bytes() != (folder / MANIFEST).read_bytes():
+        raise Mismatch(str(place), "another bundle of this name and version", "the same one, or none")

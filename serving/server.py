@@ -7,6 +7,7 @@ drain:  NOT_SERVING -> balancers look elsewhere -> running thoughts finish -> gR
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from contextlib import suppress
@@ -74,7 +75,10 @@ class Server:
         log.info("serving", extra={"address": self._bound_address(), "http_port": self.http_port})
 
     async def run(self) -> None:
-        """Start, and serve until SIGTERM or SIGINT; then drain. A second signal ends delay and grace at once."""
+        """Start, and serve until SIGTERM or SIGINT; then drain. A second signal ends delay and grace at once.
+
+        A signal that comes before anything is served ends the process there and then.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
@@ -106,6 +110,10 @@ class Server:
         log.info("stopped", extra={"seconds": round(time.monotonic() - begin, 3)})
 
     def _on_signal(self) -> None:
+        if self._phase == "starting":
+            # Nothing is served yet, and a thread that fetches or loads cannot be told to stop.
+            log.info("stopped before it served")
+            os._exit(0)
         if self._stop.is_set():
             self._hurry.set()
             self.library.stage.end_all()

@@ -12,6 +12,7 @@ import pytest
 from fake_bundle import read_manifest, write_bundle, write_manifest
 from fake_hub import COMMIT, FakeHub, fake_hub, look_at
 
+from serving.bundle import check_files
 from serving.errors import BundleRefused, InstallationLacks
 from serving.fetch import fetch
 from serving.store import load_bundle
@@ -139,6 +140,23 @@ def test_another_bundle_in_its_place_is_not_overwritten(bundle, store):
     with pytest.raises(BundleRefused, match=r"got another bundle of this name and version, expected the same one"):
         fetch(str(bundle), store)
     assert (place / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the_same", "another"])
+def test_a_server_that_was_quicker_with_a_store_of_both_is_no_harm(bundle, store, monkeypatch, same):
+    def check_and_be_late(*arguments: Any) -> None:
+        check_files(*arguments)
+        shutil.copytree(bundle, store / "fake" / "1")
+        if not same:
+            write_manifest(store / "fake" / "1", read_manifest(bundle) | {"description": "another"})
+
+    monkeypatch.setattr("serving.fetch.check_files", check_and_be_late)
+    if same:
+        assert fetch(str(bundle), store) == store / "fake" / "1"
+    else:
+        with pytest.raises(BundleRefused, match="got another bundle of this name and version"):
+            fetch(str(bundle), store)
+    assert [path.name for path in store.iterdir()] == ["fake"], "nothing is left beside it"
 
 
 def test_a_store_that_is_no_folder_is_said(bundle, store):

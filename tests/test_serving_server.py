@@ -4,7 +4,9 @@ import asyncio
 import shutil
 import signal
 import socket
+import sys
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -84,6 +86,21 @@ async def test_a_server_thinks_reports_and_drains(tiny_store):
         assert names >= {"ctm.serving.v1.Thinker", "grpc.health.v1.Health"}
         call.cancel()
         assert await server.stop() == 0
+
+
+async def test_sigterm_ends_a_server_that_still_fetches_its_models():
+    code = (
+        "import sys, time, serving.server as server\n"
+        "from serving.cli import main\n"
+        "server.fetch = lambda *_: print('fetching', flush=True) or time.sleep(300)\n"
+        "sys.exit(main(['--fetch', 'org/slow', '--address', '127.0.0.1:0', '--http-address', '127.0.0.1:0']))\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=PIPE, stderr=PIPE)
+    assert await process.stdout.readline() == b"fetching\n"
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(100):
+        _, log = await process.communicate()
+    assert (process.returncode, b"stopped before it served" in log) == (0, True)
 
 
 async def test_sigterm_lets_running_thoughts_finish_and_turns_new_ones_away(tiny_store):

@@ -1,6 +1,9 @@
 """A run's configuration: from a file, changed by options, and refused in one line when it is wrong."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +142,16 @@ def test_a_wrong_option_is_named(capsys: pytest.CaptureFixture[str], options: li
     assert caught.value.code == 2
     said = capsys.readouterr()
     assert message in " ".join((said.err + said.out).split())
+
+
+def test_help_that_nobody_reads_to_its_end_ends_without_a_word() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "ctm.training", "--help"], stdout=closed, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [str(DIGITS), "--help"]], ids=["alone", "with a file"])

@@ -3,8 +3,10 @@
 Small, but a whole program: it encodes, has a state, and runs on the same slots as every other backend.
 """
 
+import threading
 import time
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -47,13 +49,43 @@ PROGRAM = Program(
 )
 
 
-class ScriptedBackend(Backend):
-    """Runs scripts; fails on demand."""
+class Gate:
+    """Lets as many ticks pass as the test says."""
 
-    def __init__(self, num_slots: int, max_admissions: int = 8, *, seconds_per_tick: float = 0.0) -> None:
+    def __init__(self, ticks: float = inf) -> None:
+        self._left = ticks
+        self._changed = threading.Condition()
+
+    def let(self, ticks: float) -> None:
+        """Let so many more pass."""
+        with self._changed:
+            self._left += ticks
+            self._changed.notify()
+
+    def open(self) -> None:
+        """Let all pass from now on."""
+        self.let(inf)
+
+    def pass_one(self) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._left > 0, 200), "nobody let this tick pass"
+            self._left -= 1
+
+
+class ScriptedBackend(Backend):
+    """Runs scripts; fails on demand.
+
+    Args:
+        held: no tick passes before the test opens the gate.
+    """
+
+    def __init__(
+        self, num_slots: int, max_admissions: int = 8, *, seconds_per_tick: float = 0.0, held: bool = False
+    ) -> None:
         super().__init__(PROGRAM, num_slots, max_admissions)
         self.fail_next_encode = self.fail_next_tick = False
         self.seconds_per_tick = seconds_per_tick
+        self.gate = Gate(0 if held else inf)
         self.num_ticks = 0
 
     def _encode(self, rows: int, sizes: tuple[int, ...]) -> None:
@@ -67,6 +99,7 @@ class ScriptedBackend(Backend):
         if self.fail_next_tick:
             self.fail_next_tick = False
             raise RuntimeError("told to fail")
+        self.gate.pass_one()
         self.num_ticks += 1
         time.sleep(self.seconds_per_tick)
         place = self._state[side]["ticks_done"][:rows]

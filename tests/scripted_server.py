@@ -3,14 +3,14 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from scripted import PROGRAM, TICKS, ScriptedBackend
+from scripted import PROGRAM, TICKS, ScriptedBackend, script
 
 from protos import ctm_serving_pb2 as pb
 from protos import ctm_serving_pb2_grpc as pb_grpc
@@ -40,6 +40,19 @@ BUNDLE = Bundle(
     abstain_below=0.0,
     tick_cap=TICKS,
 )
+ENDLESS_TICKS = 10**9
+UNBOUNDED = replace(BUNDLE, tick_cap=ENDLESS_TICKS)
+"""The same model, whose thoughts may be endless: they last until somebody ends them, however long that takes."""
+
+
+@dataclass
+class Clock:
+    """The real one, which a test may put forward."""
+
+    ahead: float = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
 
 
 @dataclass
@@ -55,6 +68,24 @@ class ScriptedServer:
     address: str
     inference: "oip_grpc.GRPCInferenceServiceAsyncStub"
     """The same model, over the Open Inference Protocol."""
+    clock: Clock = field(default_factory=Clock)
+    """The engine's."""
+
+    def put_forward(self, seconds: float, *, after: int) -> None:
+        """Let the engine's clock jump at the end of a tick, the first being 1: what it did before took no time."""
+        tick = self.backend._tick
+
+        def tick_and_jump(*arguments: Any) -> None:
+            tick(*arguments)
+            if self.backend.num_ticks == after:
+                self.clock.ahead += seconds
+
+        self.backend._tick = tick_and_jump
+
+    @property
+    def num_requests(self) -> int:
+        """Those that have come and have neither ended nor been cancelled."""
+        return len(self.runner._outboxes)
 
     @property
     def merged(self) -> int:
@@ -79,6 +110,7 @@ async def scripted_server(
     max_links: int = 64,
     max_stream_requests: int = 32,
     seconds_per_tick: float = 0.0,
+    held: bool = False,
     outbox_capacity: int = 64,
     margin: float = 0.02,
     chain_ahead: int = 32,
@@ -86,9 +118,10 @@ async def scripted_server(
     control: bool = False,
     max_bytes: int = 2**24,
 ) -> AsyncIterator[ScriptedServer]:
-    backend = backend or ScriptedBackend(num_slots, seconds_per_tick=seconds_per_tick)
+    backend = backend or ScriptedBackend(num_slots, seconds_per_tick=seconds_per_tick, held=held)
+    clock = Clock()
     scheduler = Scheduler(num_slots=num_slots, max_waiting=max_waiting, admissions_per_plan=8)
-    engine = Engine(backend, scheduler, clock=time.monotonic, deadline_margin_seconds=margin, chain_ahead=chain_ahead)
+    engine = Engine(backend, scheduler, clock=clock, deadline_margin_seconds=margin, chain_ahead=chain_ahead)
     reports: list[tuple[StepReport, int]] = []
     refusals: list[tuple[str, int, ServingError]] = []
     counts = Counts()
@@ -135,9 +168,11 @@ async def scripted_server(
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub: Any = pb_grpc.ThinkerStub(channel)
             other: Any = oip_grpc.GRPCInferenceServiceStub(channel)
-            yield ScriptedServer(stub, backend, runner, reports, refusals, thinker, f"127.0.0.1:{port}", other)
+            yield ScriptedServer(stub, backend, runner, reports, refusals, thinker, f"127.0.0.1:{port}", other, clock)
     finally:
         await server.stop(0)
+        if isinstance(backend, ScriptedBackend):
+            backend.gate.open()
         await runner.close()
 
 
@@ -146,3 +181,8 @@ def think(*rows: dict[str, NDArray[Any]], request_id: str = "", **fields: Any) -
     inputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     tensors = [tensor_message(name, values) for name, values in inputs.items()]
     return pb.ThinkRequest(request_id=request_id, model="script", inputs=tensors, **fields)
+
+
+def endless(rows: int = 1, **fields: Any) -> pb.ThinkRequest:
+    """A request of `UNBOUNDED` whose rows tick until somebody ends them."""
+    return think(*[script([0.1])] * rows, stop=pb.StopPolicy(max_ticks=ENDLESS_TICKS), **fields)

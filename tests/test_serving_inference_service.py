@@ -12,7 +12,7 @@ from asked_inference import columns, infer
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from scripted import TICKS, script
-from scripted_server import ScriptedServer, scripted_server, think
+from scripted_server import ENDLESS_TICKS, UNBOUNDED, ScriptedServer, scripted_server, think
 
 from protos import ctm_serving_pb2 as pb
 from protos import open_inference_pb2 as oip
@@ -23,6 +23,10 @@ SURE, SLOW = script([0.95]), script([0.1])
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 
 
+def endless(rows: int = 1) -> oip.ModelInferRequest:
+    return infer(think(*[SLOW] * rows), max_ticks=ENDLESS_TICKS)
+
+
 async def error(call: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
@@ -30,7 +34,7 @@ async def error(call: Any) -> grpc.aio.AioRpcError:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(200):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -251,10 +255,10 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(method, caplog)
 
 
 async def test_a_full_queue_says_when_to_come_back():
-    async with scripted_server(num_slots=1, max_waiting=2, seconds_per_tick=0.05) as server:
-        running = asyncio.ensure_future(server.inference.ModelInfer(infer(think(SLOW))))
+    async with scripted_server(bundle=UNBOUNDED, num_slots=1, max_waiting=2, seconds_per_tick=0.02) as server:
+        running = asyncio.ensure_future(server.inference.ModelInfer(endless()))
         await until(lambda: server.backend.num_ticks)
-        waiting = asyncio.ensure_future(server.inference.ModelInfer(infer(think(SLOW, SLOW))))
+        waiting = asyncio.ensure_future(server.inference.ModelInfer(endless(2)))
         await until(lambda: server.num_waiting == 2)
         refused = await error(server.inference.ModelInfer(infer(think(SURE))))
         (late,) = await streamed(server, infer(think(SURE)))
@@ -268,9 +272,10 @@ async def test_a_full_queue_says_when_to_come_back():
 
 
 async def test_leaving_frees_the_slots():
-    async with scripted_server(seconds_per_tick=0.05) as server:
-        call = server.inference.ModelInfer(infer(think(SLOW, SLOW)))
-        stream = server.inference.ModelStreamInfer(iter([infer(think(SLOW))]))
+    async with scripted_server(bundle=UNBOUNDED, seconds_per_tick=0.02) as server:
+        call = server.inference.ModelInfer(endless(2))
+        stream = server.inference.ModelStreamInfer(iter([endless()]))
+        await until(lambda: server.num_requests == 2)
         assert (await stream.read()).infer_response.outputs
         call.cancel()
         stream.cancel()
@@ -279,16 +284,17 @@ async def test_leaving_frees_the_slots():
 
 
 async def test_a_deadline_brings_the_best_answer_so_far():
-    async with scripted_server(seconds_per_tick=0.3, margin=2.0) as server:
-        got = columns(await server.inference.ModelInfer(infer(think(SLOW)), timeout=3))
-        same = columns(await server.inference.ModelInfer(infer(think(SLOW), timeout=3_000_000)))
-    assert got["stop_reason"] == same["stop_reason"] == ["DEADLINE"]
-    assert 1 <= got["ticks_used"][0] < TICKS
+    for message, of_call in ((infer(think(SLOW)), 60), (infer(think(SLOW), timeout=60_000_000), None)):
+        async with scripted_server(margin=2.0) as server:
+            server.put_forward(59.0, after=3)
+            got = columns(await server.inference.ModelInfer(message, timeout=of_call))
+        assert (got["stop_reason"], got["ticks_used"]) == (["DEADLINE"], [3])
 
 
 async def test_rows_that_never_ticked_have_no_numbers():
-    async with scripted_server(num_slots=1, seconds_per_tick=0.3, margin=2.0) as server:
-        request = infer(think(*[SLOW] * 3), timeout_seconds=3.0, leading=1)
+    async with scripted_server(num_slots=1, margin=2.0) as server:
+        server.put_forward(59.0, after=3)
+        request = infer(think(*[SLOW] * 3), timeout_seconds=60.0, leading=1)
         got = columns(await server.inference.ModelInfer(request))
     assert got["answer_tick"][-1] == 0
     assert got["abstained"][-1]

@@ -13,7 +13,7 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from scripted import TICKS, script
-from scripted_server import BUNDLE, ScriptedServer, scripted_server, think
+from scripted_server import BUNDLE, UNBOUNDED, ScriptedServer, endless, scripted_server, think
 
 from protos import ctm_serving_pb2 as pb
 from serving import rpc
@@ -38,7 +38,7 @@ async def error(server: ScriptedServer, request: pb.ThinkRequest, **call: Any) -
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(200):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -218,8 +218,8 @@ async def test_a_client_that_is_killed_while_it_is_written_to_frees_its_slots(ca
         "print(next(calls[0]).request_id, next(calls[1]).request_id, flush=True)\n"
         "import time; time.sleep(60)\n"
     )
-    async with scripted_server(seconds_per_tick=0.1) as server:
-        message = think(*[SLOW] * 3, request_id="mine").SerializeToString().hex()
+    async with scripted_server(bundle=UNBOUNDED, seconds_per_tick=0.02) as server:
+        message = endless(3, request_id="mine").SerializeToString().hex()
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, server.address, message, stdout=-1)
         assert await process.stdout.readline() == b"mine mine\n"
         process.kill()
@@ -230,10 +230,10 @@ async def test_a_client_that_is_killed_while_it_is_written_to_frees_its_slots(ca
 
 
 async def test_a_full_queue_says_when_to_come_back():
-    async with scripted_server(num_slots=1, max_waiting=2, seconds_per_tick=0.05) as server:
-        running = asyncio.ensure_future(events(server, think(SLOW)))
+    async with scripted_server(bundle=UNBOUNDED, num_slots=1, max_waiting=2, seconds_per_tick=0.02) as server:
+        running = asyncio.ensure_future(events(server, endless()))
         await until(lambda: server.backend.num_ticks)
-        waiting = asyncio.ensure_future(events(server, think(SLOW, SLOW)))
+        waiting = asyncio.ensure_future(events(server, endless(2)))
         await until(lambda: server.num_waiting == 2)
         refused = await error(server, think(SURE))
         running.cancel()
@@ -249,7 +249,7 @@ async def test_a_draining_server_finishes_what_runs_and_refuses_what_comes():
     async with scripted_server(seconds_per_tick=0.02) as server:
         running = asyncio.ensure_future(events(server, think(SLOW)))
         await until(lambda: server.backend.num_ticks)
-        draining = asyncio.ensure_future(server.runner.drain(10.0))
+        draining = asyncio.ensure_future(server.runner.drain(200.0))
         await asyncio.sleep(0)
         assert (await error(server, think(SURE))).code() is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -260,8 +260,8 @@ async def test_a_draining_server_finishes_what_runs_and_refuses_what_comes():
 
 
 async def test_when_the_grace_is_over_what_waits_is_unavailable_and_what_runs_answers():
-    async with scripted_server(num_slots=1, seconds_per_tick=0.1) as server:
-        running = asyncio.ensure_future(events(server, think(SLOW)))
+    async with scripted_server(bundle=UNBOUNDED, num_slots=1, seconds_per_tick=0.02) as server:
+        running = asyncio.ensure_future(events(server, endless()))
         await until(lambda: server.backend.num_ticks)
         waiting = asyncio.ensure_future(error(server, think(SURE)))
         await until(lambda: server.num_waiting == 1)
@@ -299,34 +299,38 @@ async def test_a_failing_backend_is_internal_for_those_it_held_and_serves_the_ne
 class TestDeadline:
     @pytest.mark.parametrize("how", ["call", "request", "both"])
     async def test_an_anytime_answer_is_in_time(self, how):
-        request = think(SLOW, **({} if how == "call" else {"timeout_seconds": 3 if how == "request" else 30}))
-        async with scripted_server(seconds_per_tick=0.3, margin=2.0) as server:
+        request = think(SLOW, **({} if how == "call" else {"timeout_seconds": 60 if how == "request" else 600}))
+        async with scripted_server(margin=2.0) as server:
+            server.put_forward(59.0, after=3)
             begin = time.monotonic()
-            got = await events(server, request, timeout=None if how == "request" else 3)
-            assert time.monotonic() - begin < 3
+            got = await events(server, request, timeout=None if how == "request" else 60)
+            assert time.monotonic() - begin < 60
         answer = got[-2].answer
         assert answer.stop_reason == pb.DEADLINE
-        assert 1 <= answer.ticks_used < TICKS
+        assert answer.ticks_used == 3
         assert answer.answer_tick == 1
         assert got[-1].summary.ticks_used == answer.ticks_used
 
     async def test_a_request_that_never_ticked_exceeds_its_deadline(self):
-        async with scripted_server(num_slots=1, seconds_per_tick=0.05) as server:
-            running = asyncio.ensure_future(events(server, think(SLOW)))
+        async with scripted_server(bundle=UNBOUNDED, num_slots=1, seconds_per_tick=0.02) as server:
+            running = asyncio.ensure_future(events(server, endless()))
             await until(lambda: server.backend.num_ticks)
             late = await error(server, think(SURE, timeout_seconds=0.1))
             assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            await running
+            running.cancel()
 
 
 async def test_leaving_frees_the_slot_before_the_next_tick():
-    async with scripted_server(num_slots=1, seconds_per_tick=0.2) as server:
+    async with scripted_server(num_slots=1, held=True) as server:
         call = server.stub.Think(think(SLOW))
+        server.backend.gate.let(1)
         await call.read()
         call.cancel()
+        await until(lambda: not server.num_requests)
+        server.backend.gate.open()
         await until(lambda: "CANCELLED" in server.ended())
         cancelled = next(end for report, _ in server.reports for end in report.ended if end.reason.name == "CANCELLED")
-        assert cancelled.ticks_used < TICKS, "the news travels for a tick or two; the engine's own test counts exactly"
+        assert cancelled.ticks_used <= 2, "the tick that it may have been in when the news came is the last"
         assert (await events(server, think(SURE)))[-2].answer.stop_reason == pb.CERTAIN
         assert server.runner.engine.idle
 
@@ -357,7 +361,7 @@ class TestStream:
         return got
 
     async def test_answers_come_as_each_is_certain_and_the_end_of_input_lets_thoughts_finish(self):
-        async with scripted_server(seconds_per_tick=0.01) as server:
+        async with scripted_server(held=True) as server:
             call = server.stub.ThinkStream()
             await self.send(
                 call,
@@ -365,6 +369,8 @@ class TestStream:
                 pb.ThinkCommand(think=think(SURE, request_id="fast", stream=pb.StreamPolicy(every=0))),
             )
             await call.done_writing()
+            await until(lambda: server.num_requests == 2)
+            server.backend.gate.open()
             order = [(event.request_id, event.WhichOneof("event")) async for event in call]
         assert order == [("fast", "answer"), ("fast", "summary"), ("slow", "answer"), ("slow", "summary")]
 
@@ -385,15 +391,17 @@ class TestStream:
         ],
     )
     async def test_one_request_fails_and_the_call_goes_on(self, command, request_id, code):
-        async with scripted_server(seconds_per_tick=0.01) as server:
+        async with scripted_server(held=True) as server:
             call = server.stub.ThinkStream()
             first = pb.ThinkCommand(think=think(SLOW, request_id="a", stream=pb.StreamPolicy(every=0)))
             await self.send(call, first, command, pb.ThinkCommand(think=think(SURE, request_id="c")))
             await call.done_writing()
+            failed = await call.read()
+            server.backend.gate.open()
             got = await self.collect(call)
-        failures = [event.failure for event in got[request_id] if event.HasField("failure")]
-        assert [failure.code for failure in failures] == [code]
-        assert failures[0].message
+        assert (failed.request_id, failed.failure.code) == (request_id, code)
+        assert failed.failure.message
+        assert not [event for events in got.values() for event in events if event.HasField("failure")]
         assert got["a"][-1].HasField("summary")
         assert got["c"][-1].HasField("summary")
 
@@ -410,9 +418,9 @@ class TestStream:
         assert got["a"][-1].HasField("summary")
 
     async def test_a_cancelled_request_says_nothing_more_and_frees_its_slot(self):
-        async with scripted_server(num_slots=1, seconds_per_tick=0.05) as server:
+        async with scripted_server(bundle=UNBOUNDED, num_slots=1, seconds_per_tick=0.02) as server:
             call = server.stub.ThinkStream()
-            await self.send(call, pb.ThinkCommand(think=think(SLOW, request_id="a")))
+            await self.send(call, pb.ThinkCommand(think=endless(request_id="a")))
             await call.read()
             await self.send(
                 call,
@@ -469,9 +477,10 @@ class TestStream:
             pass
 
     async def test_leaving_the_call_cancels_everything_on_it(self):
-        async with scripted_server(num_slots=2, seconds_per_tick=0.05) as server:
+        async with scripted_server(bundle=UNBOUNDED, num_slots=2, seconds_per_tick=0.02) as server:
             call = server.stub.ThinkStream()
-            await self.send(call, *(pb.ThinkCommand(think=think(SLOW, request_id=str(k))) for k in range(5)))
+            await self.send(call, *(pb.ThinkCommand(think=endless(request_id=str(k))) for k in range(5)))
+            await until(lambda: server.num_requests == 5)
             await call.read()
             call.cancel()
             await until(lambda: server.ended().count("CANCELLED") == 5)
@@ -495,8 +504,8 @@ class TestStream:
 
 
 async def test_closing_a_response_iterator_early_cancels_the_thought():
-    async with scripted_server(num_slots=1, seconds_per_tick=0.05) as server:
-        call = server.stub.Think(think(SLOW))
+    async with scripted_server(bundle=UNBOUNDED, num_slots=1, seconds_per_tick=0.02) as server:
+        call = server.stub.Think(endless())
         async with aclosing(call.__aiter__()) as stream:
             async for _ in stream:
                 break

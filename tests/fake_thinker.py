@@ -1,6 +1,7 @@
 """A Thinker on a real port that pretends to think: rows grow certain one after another, and errors come on demand.
 
-Row r is certain at tick 3 + 2r. It answers class (r + 1) % 10, but until halfway there the class after that one leads.
+Row r is certain at tick 3 + 2r; given ENDLESS ticks, never. It answers class (r + 1) % 10, but until halfway there the
+class after that one leads.
 """
 
 import queue
@@ -27,6 +28,8 @@ from serving.wire import failure
 
 CLASSES = 10
 TICKS = 12
+ENDLESS = 10**9
+"""As `max_ticks`: the thoughts go on until their client leaves, however long that takes."""
 
 MANIFEST = bundle_pb2.Manifest(
     name="digits",
@@ -138,7 +141,7 @@ class FakeThinker(pb_grpc.ThinkerServicer):
                 yield pb.ThinkEvent(request_id=request.request_id, ticks=pb.Ticks(ticks=ticks))
             if self.late_failure and tick == self.break_after:
                 raise self.late_failure
-            for row in [row for row in rows if tick >= min(ticks_to_certain(row), budget)]:
+            for row in [row for row in rows if budget != ENDLESS and tick >= min(ticks_to_certain(row), budget)]:
                 rows.remove(row)
                 answers.append(self._answer(request, row, tick))
                 yield pb.ThinkEvent(request_id=request.request_id, answer=answers[-1])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_thinker import MANIFEST, FakeThinker, served
+from fake_thinker import ENDLESS, MANIFEST, FakeThinker, served
 from PIL import Image
 
 from protos import ctm_bundle_pb2 as bundle_pb2
@@ -180,17 +180,20 @@ def started(thinker: FakeThinker, *arguments: str) -> "subprocess.Popen[str]":
 
 def test_an_interrupt_cancels_the_call(digit: str):
     with served(FakeThinker(seconds_per_tick=0.2)) as thinker:
-        process = started(thinker, digit)
+        process = started(thinker, "--max-ticks", str(ENDLESS), digit)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=200)
         assert (process.returncode, err) == (130, "")
-        assert thinker.left.get(timeout=5) == ""
+        assert thinker.left.get(timeout=200) == ""
 
 
 def test_a_reader_who_leaves_ends_it_quietly(digit: str):
-    with served(FakeThinker(seconds_per_tick=0.2)) as thinker, started(thinker, digit) as process:
+    with (
+        served(FakeThinker(seconds_per_tick=0.2)) as thinker,
+        started(thinker, "--max-ticks", str(ENDLESS), digit) as process,
+    ):
         process.stdout.close()
-        assert process.wait(timeout=20) == 1
+        assert process.wait(timeout=200) == 1
         assert process.stderr.read() == ""
 
 
@@ -209,7 +212,7 @@ def test_a_terminal_is_drawn_on(thinker: FakeThinker, digit: str, colour: bool):
     while chunk := read(ours):
         written += chunk
     os.close(ours)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=200) == 0
     text = written.decode()
     assert "digit.png" in text
     assert "certain at tick 3" in text

@@ -35,7 +35,7 @@ class Served:
         """SIGTERM; the exit status."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode
@@ -54,7 +54,7 @@ async def launch(*arguments: str | Path) -> Process:
 async def served(store: Path, *arguments: str | Path) -> AsyncIterator[Served]:
     server = Served(await launch("--store", store, *arguments))
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             await server.follow()
         yield server
     finally:

@@ -28,7 +28,7 @@ def plainly(result: Result) -> list[tuple[Any, ...]]:
 
 async def test_every_way_of_asking_gives_the_same_answers(tiny_store: Path, inputs: dict[str, Any]):
     async with served(tiny_store) as server, AsyncClient(server.address) as client:
-        await client.wait_ready(10, model="tiny")
+        await client.wait_ready(200, model="tiny")
         expected = plainly(await client.answer("tiny", inputs))
 
         async with client.think("tiny", inputs, top_k=1) as thinking:
@@ -90,7 +90,7 @@ async def test_the_command_thinks_about_arrays(tiny_store: Path, inputs: dict[st
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "serving.think", *arguments, stdout=PIPE, stderr=PIPE
         )
-        out, err = await asyncio.wait_for(process.communicate(), 30)
+        out, err = await asyncio.wait_for(process.communicate(), 200)
     assert (process.returncode, err) == (0, b"")
     events = [json.loads(line) for line in out.splitlines()]
     labels = {event["image"]: event["label"] for event in events if event["event"] == "answer"}

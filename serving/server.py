@@ -100,6 +100,7 @@ class Server:
         log.info("draining", extra={"delay_seconds": delay, "grace_seconds": grace})
         with suppress(TimeoutError):
             await asyncio.wait_for(self._hurry.wait(), delay)
+        if self._hurry.is_set():  # whatever `wait_for` says of what was there before it began
             grace = 0.0
         await self.library.stage.drain(grace)
         self._thinker.hang_up()

@@ -168,6 +168,19 @@ async def test_a_second_signal_ends_the_grace_at_once(tiny_store):
         assert time.monotonic() - begin < 200
 
 
+async def test_two_signals_before_the_drain_has_begun_leave_no_grace(tiny_store, monkeypatch):
+    graces: list[float] = []
+
+    async def drain(grace_seconds: float) -> None:
+        graces.append(grace_seconds)
+
+    async with running(tiny_store, grace_seconds=300) as server:
+        monkeypatch.setattr(server.library.stage, "drain", drain)
+        server._on_signal()
+        server._on_signal()
+    assert graces == [0.0]
+
+
 async def test_a_server_that_goes_says_so_first_and_takes_requests_for_the_delay(tiny_store):
     async with (
         served(tiny_store, "--drain-delay-seconds", "300") as server,

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -363,7 +363,7 @@ def test_ready_is_waited_for(thinker: FakeThinker, monkeypatch: pytest.MonkeyPat
 
 async def test_async_events_and_answers(thinker: FakeThinker):
     async with AsyncClient(thinker.address) as client:
-        await client.wait_ready(10)
+        await client.wait_ready(200)
         async with client.think("digits", images(), top_k=1) as thinking:
             events = [event async for event in thinking]
         result = await client.answer("digits", images(2))
@@ -423,6 +423,22 @@ async def test_cancel_ends_the_wait_for_another_try(thinker: FakeThinker):
         async with asyncio.timeout(50):
             with pytest.raises(api.Cancelled):
                 await thinking.result()
+
+
+async def test_cancel_in_the_moment_of_another_try_is_heeded(thinker: FakeThinker, monkeypatch: pytest.MonkeyPatch):
+    thinker.failures = [FULL]
+    async with AsyncClient(thinker.address, retries=1) as client:
+        thinking = client.think("digits", images())
+
+        async def cancelled_as_time_is_over(waiting: Coroutine[Any, Any, Any], _: float) -> None:
+            waiting.close()
+            thinking.cancel()
+            raise TimeoutError
+
+        monkeypatch.setattr("serving.client.async_thinking.asyncio.wait_for", cancelled_as_time_is_over)
+        with pytest.raises(api.Cancelled):
+            await thinking.result()
+    assert len(thinker.asked) == 1
 
 
 # ---- many requests over one call

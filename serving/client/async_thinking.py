@@ -4,6 +4,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from itertools import count
 from types import TracebackType
 from typing import Self
@@ -103,11 +104,11 @@ class CallThinking(AsyncThinking):
         """Wait before asking again; False when that is no use."""
         if delay is None or (self._deadline is not None and time.monotonic() + delay >= self._deadline):
             return False
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._cancelled.wait(), delay)
-        except TimeoutError:
-            return True
-        raise Cancelled("cancelled while waiting to ask again")
+        if self._cancelled.is_set():  # perhaps in the moment that the time was over
+            raise Cancelled("cancelled while waiting to ask again")
+        return True
 
     def _ask(self) -> Call:
         return self._begin(None if self._deadline is None else self._deadline + LAST_WORD_SECONDS - time.monotonic())

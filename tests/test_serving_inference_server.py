@@ -24,7 +24,7 @@ def signs(rows: int, **parameters: int | float | str) -> oip.ModelInferRequest:
 
 
 async def test_a_stream_is_answered_to_its_end_while_the_server_drains(model_store: Path):
-    async with served(model_store, "--models", "parity", "--reflection") as server:
+    async with served(model_store, "--models", "parity", "--reflection", "--grace-seconds", "200") as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
             stub = oip_grpc.GRPCInferenceServiceStub(channel)
             health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=NAME))

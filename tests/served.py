@@ -25,6 +25,8 @@ class Served:
         """Read the log until the server serves, or ends."""
         assert self.process.stderr is not None
         async for line in self.process.stderr:
+            if not line.startswith(b"{"):
+                continue  # gRPC's core writes there too
             entry = json.loads(line)
             self.log.append(entry)
             if entry["event"] == "serving":

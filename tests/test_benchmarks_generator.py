@@ -30,13 +30,16 @@ def workload(rows: int = 4, labels: list[int] | None = None) -> Workload:
 
 
 class Probe:
-    """Counts how often it is told."""
+    """Counts how often it is told: when the window begins, and when it is over."""
 
     def __init__(self) -> None:
         self.calls = 0
+        self.over = asyncio.Event()
 
     async def __call__(self) -> None:
         self.calls += 1
+        if self.calls == 2:
+            self.over.set()
 
 
 async def test_latency_begins_when_a_request_should_have_been_sent() -> None:
@@ -57,17 +60,18 @@ async def test_latency_begins_when_a_request_should_have_been_sent() -> None:
 
 async def test_an_open_loop_asks_no_less_of_a_slow_server() -> None:
     in_flight = most = 0
+    probe = Probe()
 
     async def ask(_row: int) -> Reply:
         nonlocal in_flight, most
         in_flight += 1
         most = max(most, in_flight)
-        await asyncio.sleep(0.2)
+        await probe.over.wait()
         in_flight -= 1
         return answer()
 
     times = np.linspace(0, 0.09, 10)
-    outcomes, window = await open_loop(ask, 4, times, seconds=0.1, patience_seconds=5.0, probe=Probe())
+    outcomes, window = await open_loop(ask, 4, times, seconds=0.1, patience_seconds=5.0, probe=probe)
     part = count_outcomes(outcomes, window, workload(), None)
     assert most == 10, "requests did not wait for answers"
     assert (part.thoughts, len(part.latencies)) == (0, 10), "answers after the window are late, not lost"
@@ -75,7 +79,8 @@ async def test_an_open_loop_asks_no_less_of_a_slow_server() -> None:
 
 async def test_who_is_never_answered_has_failed() -> None:
     async def ask(row: int) -> Reply:
-        await asyncio.sleep(60 if row == 1 else 0)
+        if row == 1:
+            await asyncio.Event().wait()
         return answer()
 
     outcomes, window = await open_loop(ask, 4, np.array([0.0, 0.0]), seconds=0.05, patience_seconds=0.05, probe=Probe())

@@ -49,6 +49,22 @@ PROGRAM = Program(
 )
 
 
+class Paused(Backend):
+    """In front of a scripted backend: once `before` ticks have been run, the next waits until `go_on` is set."""
+
+    before = 0
+    num_ticks: int
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.go_on = threading.Event()
+
+    def _tick(self, rows: int, side: int, details: bool) -> None:
+        if self.num_ticks == self.before:
+            assert self.go_on.wait(120), "nobody let it go on"
+        super()._tick(rows, side, details)
+
+
 class Gate:
     """Lets as many ticks pass as the test says."""
 

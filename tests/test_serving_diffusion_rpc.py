@@ -1,11 +1,13 @@
 """Samples over a real channel: what a caller and a client see of a chain of reverse steps."""
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from scripted import Paused
 from scripted_diffusion import BUNDLE, CLASSES, HEIGHT, STEPS, TICKS, WIDTH, WILD, ScriptedDiffusion
 from scripted_server import scripted_server
 
@@ -13,7 +15,14 @@ from protos import ctm_serving_pb2 as pb
 from serving import client as api
 from serving.client import Answer, AsyncClient, ChainEnd, Client, StopReason, Summary, Tick
 from serving.client.message import sample_message
+from serving.request import Request
 from serving.tensors import array
+
+
+class PausedDiffusion(Paused, ScriptedDiffusion):
+    """Waits in the second of its links."""
+
+    before = TICKS + 1
 
 
 def serving(*, num_slots: int = 4, seconds_per_tick: float = 0.0, **settings: Any) -> Any:
@@ -93,15 +102,28 @@ async def test_a_row_that_diverges_leaves_the_others():
 
 
 async def test_a_deadline_ends_a_sample_with_what_there_is():
-    slow = serving(seconds_per_tick=0.1, margin=0.5, num_slots=1)
-    async with slow as server, AsyncClient(server.address) as client:
-        result = await client.sample("dots", [0, 0], steps=10, timeout=2.0).result()
+    backend = ScriptedDiffusion(num_slots=1)
+
+    def clock() -> float:
+        return time.monotonic() + (600 if backend.num_ticks > 9 else 0)
+
+    serving_one = scripted_server(bundle=BUNDLE, backend=backend, num_slots=1, clock=clock)
+    async with serving_one as server, AsyncClient(server.address) as client:
+        result = await client.sample("dots", [0, 0], steps=10, timeout=600.0).result()
     assert all(len(links) < 10 for links in result.links)
     assert result.images.shape == (2, HEIGHT, WIDTH)
 
 
-async def test_leaving_in_mid_chain_frees_the_slot():
-    async with serving(seconds_per_tick=0.01, num_slots=1) as server:
+async def test_leaving_in_mid_chain_frees_the_slot(monkeypatch):
+    backend = PausedDiffusion(num_slots=1)
+    async with scripted_server(bundle=BUNDLE, backend=backend, num_slots=1) as server:
+        cancel = server.runner.cancel
+
+        def cancel_and_go_on(request: Request) -> None:
+            cancel(request)
+            backend.go_on.set()
+
+        monkeypatch.setattr(server.runner, "cancel", cancel_and_go_on)
         call = server.stub.Think(sample_message("dots", 0, steps=10))
         assert (await call.read()).HasField("answer")
         call.cancel()

@@ -1,12 +1,14 @@
 """Texts over a real channel: what a caller and a client see of a chain of tokens, and how chains share the slots."""
 
 import asyncio
+import time
 from collections import Counter
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from scripted import Paused
 from scripted_server import scripted_server
 from scripted_text import BUNDLE, END, ScriptedText, library_tokenizer, table, ticks_of, tokens_of
 
@@ -14,11 +16,17 @@ from protos import ctm_serving_pb2 as pb
 from serving import client as api
 from serving.client import Answer, AsyncClient, ChainEnd, Client, Summary, Tick
 from serving.client.message import generate_message
+from serving.outbox import Outbox
+from serving.request import Request
 from serving.tensors import array, text_message
 
 BOOK = tokens_of("In the beginning God created the")
 FOLLOWING = library_tokenizer().decode(BOOK[1:])
 PROMPT = library_tokenizer().decode(BOOK[:1])
+
+
+class PausedText(Paused, ScriptedText):
+    """Waits before its first tick."""
 
 
 def serving(
@@ -127,11 +135,25 @@ async def test_a_seed_that_the_server_drew_writes_the_text_again():
     assert drawn.text == again.text
 
 
-async def test_requests_of_different_lengths_share_ticks_and_are_cut_to_buckets():
+async def test_requests_of_different_lengths_share_ticks_and_are_cut_to_buckets(monkeypatch):
     long = "And God said, Let there be light"
-    async with serving(table(others=2.0), num_slots=4) as server, AsyncClient(server.address) as client:
-        results = await asyncio.gather(
-            *(client.generate("verses", prompt, max_links=16).result() for prompt in ("In", "In the beginning", long))
+    backend = PausedText(table(others=2.0), num_slots=4)
+    async with scripted_server(bundle=BUNDLE, backend=backend) as server, AsyncClient(server.address) as client:
+        submit, submitted = server.runner.submit, []
+
+        def submit_and_count(request: Request) -> Outbox:
+            outbox = submit(request)
+            submitted.append(request)
+            if len(submitted) == 3:
+                backend.go_on.set()
+            return outbox
+
+        monkeypatch.setattr(server.runner, "submit", submit_and_count)
+        results = await asyncio.gather(  # by these seeds, none draws the token that ends a text
+            *(
+                client.generate("verses", prompt, max_links=16, seed=seed).result()
+                for seed, prompt in enumerate(("In", "In the beginning", long), start=1)
+            )
         )
         assert server.backend.num_ticks < sum(result.summary.ticks_used for result in results)
         assert server.backend.sizes_seen == {4, 8, 16}
@@ -150,8 +172,13 @@ async def test_leaving_in_mid_chain_frees_the_slot():
 
 
 async def test_a_deadline_ends_a_chain_with_what_there_is():
-    async with serving(table(others=2.0), seconds_per_tick=0.1, margin=2.0, max_links=10**6) as server:
-        *answers, last = await events(server, asked("In", max_links=10**6, timeout=3))
+    backend = ScriptedText(table(others=2.0))
+
+    def clock() -> float:
+        return time.monotonic() + (600 if backend.num_ticks > 9 else 0)
+
+    async with scripted_server(bundle=BUNDLE, backend=backend, clock=clock, max_links=10**6) as server:
+        *answers, last = await events(server, asked("In", max_links=10**6, timeout=600))
     assert last.summary.texts == ["".join(event.answer.text for event in answers)]
     assert 1 < len(answers) < 60
     assert answers[-1].answer.chain_end in (pb.CHAIN_END_UNSPECIFIED, pb.INTERRUPTED)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,19 +38,33 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "digits"
 
 
-def begin(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ctm.training", *OPTIONS, "--output-dir", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+HALTS_ITSELF = """
+import os, signal, sys
+from ctm.training.cli import main
+from ctm.training.report import FolderReporter
+
+halt_at, report = int(sys.argv.pop(1)), FolderReporter.report
+
+def report_and_halt(reporter, update, scalars):
+    report(reporter, update, scalars)
+    if update == halt_at:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+FolderReporter.report = report_and_halt
+sys.exit(main())
+"""
 
 
-def wait_for_update(run: Path, update: int, process: subprocess.Popen[str]) -> None:
-    log = run / "log.jsonl"
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not log.exists() or f'"update": {update},' not in log.read_text():
-        assert process.poll() is None, f"the run ended before update {update}: {process.communicate()[1]}"
-        assert time.monotonic() < end, f"update {update} was not reached in {PATIENCE_SECONDS} s"
-        time.sleep(0.002)
+def halted_at(update: int, folder: Path) -> subprocess.Popen[str]:
+    """A run in a process of its own that has reported this update, and does nothing until it gets SIGCONT."""
+    script = folder / "train.py"
+    script.write_text(HALTS_ITSELF)
+    command = [sys.executable, str(script), str(update), *OPTIONS, "--output-dir", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), f"the run ended before update {update}: {process.communicate()[1]}"
+    return process
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -78,8 +91,7 @@ def test_a_killed_run_resumed_is_to_the_bit_the_run_that_was_not(
     tmp_path: Path, undisturbed: Path, update: int
 ) -> None:
     run = tmp_path / "digits"
-    with begin(tmp_path) as process:
-        wait_for_update(run, update, process)
+    with halted_at(update, tmp_path) as process:
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert read_checkpoint(run / "last").progress["done"] < UPDATES
@@ -91,9 +103,9 @@ def test_a_killed_run_resumed_is_to_the_bit_the_run_that_was_not(
 
 def test_a_run_asked_to_stop_writes_a_checkpoint_and_leaves(tmp_path: Path, undisturbed: Path) -> None:
     run = tmp_path / "digits"
-    with begin(tmp_path) as process:
-        wait_for_update(run, 10, process)
+    with halted_at(10, tmp_path) as process:
         process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
         said = process.communicate(timeout=PATIENCE_SECONDS)[1]
     assert process.returncode == 0, said
     stopped = read_checkpoint(run / "last").progress["done"]

@@ -53,8 +53,9 @@ def digits() -> dict[str, Any]:
 
 
 async def test_energy_stops_thoughts_and_saves_real_ticks(store: Path, digits: dict[str, Any]):
-    # In one slot every tick is one row's.
-    async with served(store, "--engine.num-slots", "1") as server, AsyncClient(server.address) as client:
+    # In one slot every tick is one row's; and none gives way to a newer one, however late it is sent.
+    one_slot = ("--engine.num-slots", "1", "--stream-buffer", "1000")
+    async with served(store, *one_slot) as server, AsyncClient(server.address) as client:
         async with client.think(
             "digits", digits, disabled=[StopReason.CERTAIN, StopReason.ENERGY], top_k=1
         ) as thinking:

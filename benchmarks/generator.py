@@ -52,8 +52,14 @@ async def closed_loop(
     warm_up_seconds: float,
     probe: Probe,
     first_row: int = 0,
+    patience_seconds: float = 30.0,
 ) -> tuple[list[Outcome], Window]:
-    """Every request that ended within the window."""
+    """Every request that ended within the window.
+
+    Args:
+        seconds: the window; when no request has ended by then, it stays open until one has.
+        patience_seconds: how much longer at most.
+    """
     rows = count(first_row)
     outcomes: list[Outcome] = []
 
@@ -73,14 +79,16 @@ async def closed_loop(
         outcomes.clear()
         begin, cpu_begin = time.monotonic(), time.process_time()
         await _first_failure(tasks, seconds)
+        while not outcomes and time.monotonic() < begin + seconds + patience_seconds:
+            await _first_failure(tasks, 0.01)
         window = Window(begin, time.monotonic(), time.process_time() - cpu_begin)
-        ended = list(outcomes)
+        within = list(outcomes)
         await probe()
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return ended, window
+    return within, window
 
 
 async def _first_failure(tasks: Sequence[asyncio.Task[None]], seconds: float) -> None:

@@ -67,6 +67,7 @@ async def measure(options: argparse.Namespace) -> Slice:
                 warm_up_seconds=options.warm_up,
                 probe=probe,
                 first_row=options.first_row,
+                patience_seconds=options.patience,
             )
         else:
             await caller.ask(0)  # so that no request pays for opening the connection
@@ -124,7 +125,11 @@ def _parser() -> argparse.ArgumentParser:
         "--warm-up", type=float, default=0.5, metavar="SECONDS", help="before, closed loop [%(default)s]"
     )
     parser.add_argument(
-        "--patience", type=float, default=30.0, metavar="SECONDS", help="to wait afterwards, open loop [%(default)s]"
+        "--patience",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="to wait afterwards; closed loop: for one answer [%(default)s]",
     )
     parser.add_argument("--every-tick", action="store_true", help="stream every tick, not answers only")
     parser.add_argument("--one-call", action="store_true", help="one ThinkStream call instead of a Think call each")

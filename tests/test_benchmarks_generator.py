@@ -121,6 +121,27 @@ async def test_a_closed_loop_keeps_as_many_in_flight_as_it_has_callers() -> None
     assert all(window.begin <= outcome.ended <= window.end for outcome in outcomes), "the warm-up does not count"
 
 
+async def test_a_closed_loop_goes_on_until_somebody_was_answered() -> None:
+    async def ask(_row: int) -> Reply:
+        await asyncio.sleep(0.3)
+        return answer()
+
+    outcomes, window = await closed_loop(ask, 4, concurrency=1, seconds=0.001, warm_up_seconds=0.001, probe=Probe())
+    assert len(outcomes) == 1
+    assert count_outcomes(outcomes, window, workload(), None).thoughts == 1
+
+
+async def test_a_closed_loop_waits_no_longer_than_its_patience() -> None:
+    async def ask(_row: int) -> Reply:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody is answered")
+
+    outcomes, _ = await closed_loop(
+        ask, 4, concurrency=1, seconds=0.001, warm_up_seconds=0.001, probe=Probe(), patience_seconds=0.05
+    )
+    assert outcomes == []
+
+
 async def test_a_closed_loop_ends_with_the_error_of_a_caller() -> None:
     async def ask(_row: int) -> Reply:
         raise ConnectionError("gone")

@@ -79,12 +79,14 @@ def test_all_ways_to_answer_agree(bundle: Bundle, asked: Workload) -> None:
     ticks_used, right = think_through(bundle, asked)
     assert ticks_used.min() < ticks_used.max(), "rows stop at different ticks"
     engine = BareEngine(bundle, asked, EngineSetting(num_slots=4, encode_rows_per_step=2, runtime=ONE_THREAD))
-    part = engine.run(0.3)
+    part, seconds = engine.run(0.3), 0.3
+    while part.thoughts < len(asked):  # the machine was too busy for every row to be seen
+        seconds *= 2
+        part = engine.run(seconds)
     assert part.occupancy is not None
     assert 0.9 < part.occupancy <= 1
-    if part.thoughts >= 48:  # else the machine was too busy to see every row
-        assert part.ticks / part.thoughts == pytest.approx(ticks_used.mean(), rel=0.25)
-        assert part.correct / part.labelled == pytest.approx(right.mean(), abs=0.25)
+    assert part.ticks / part.thoughts == pytest.approx(ticks_used.mean(), rel=0.25)
+    assert part.correct / part.labelled == pytest.approx(right.mean(), abs=0.25)
 
 
 def test_the_bare_engine_goes_on_where_its_last_run_ended(bundle: Bundle, asked: Workload) -> None:
@@ -135,9 +137,12 @@ def test_the_committed_distribution_is_whole() -> None:
 def test_a_load_and_a_sweep_against_a_real_server(bundle: Bundle, asked: Workload, tmp_path: Path, capfd) -> None:
     asked.save(tmp_path / "workload.npz")
     with ServerProcess(bundle.path.parent.parent, "tiny") as server:
-        status = load.main(
-            ["--address", server.address, "--model", "tiny", "--rate", "50", "--poisson", "--seconds", "0.5"]
-        )
+        arguments = ["--address", server.address, "--model", "tiny", "--rate", "50", "--poisson"]
+        seconds = 0.5
+        while status := load.main([*arguments, "--seconds", str(seconds)]):
+            seconds *= 4  # the machine was too busy for an answer in so short a window
+            assert seconds < 60, "nothing is ever answered"
+            capfd.readouterr()
         summary = json.loads(capfd.readouterr().out)
         parts = saturation.sweep(server, tmp_path / "workload.npz", [0.1], seconds=1.0, seed=1)
     assert status == 0

@@ -34,7 +34,11 @@ class Watched:
     metrics: str
     counted: Counted
     loaded_at: float
-    """When Prometheus had seen all that the clients counted, and nothing else."""
+    """When Prometheus asked for what it saw of all that the clients counted, and of nothing else."""
+    troubled_at: float
+    """The same, of those who left and those who asked wrongly, too."""
+    evaluated_at: float
+    """When every rule had looked at all of it; rules look five minutes back."""
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +53,27 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             asyncio.run(load(server.address, counted, rounds=6))
             asked_for = sum(map(len, counted.requests.values()))
             local.wait(lambda asked: _total(asked, "ctm_request_ticks_count") == asked_for, "all requests were seen")
-            loaded_at = time.time()
+            loaded_at = _scraped_at(local.asked)
             asyncio.run(trouble(server.address))
-            refused = 'ctm_rejections_total{reason=~"invalid|unknown_model"}'
+            refused, left = (
+                'ctm_rejections_total{reason=~"invalid|unknown_model"}',
+                'ctm_thoughts_total{stop_reason="CANCELLED"}',
+            )
             local.wait(lambda asked: _total(asked, refused) == 6, "all refusals were seen")
-            seen_at = time.time()
+            local.wait(lambda asked: _total(asked, left) > 0, "a caller that left was seen")
+            troubled_at, seen_at = _scraped_at(local.asked), time.time()
             local.wait(lambda asked: _all_evaluated_since(asked, seen_at), "all rules were evaluated")
-            yield Watched(local.asked, server.metrics, counted, loaded_at)
+            yield Watched(local.asked, server.metrics, counted, loaded_at, troubled_at, evaluated_at=time.time())
 
 
 def _total(asked: Prometheus, metric: str) -> float:
     return sum(series.values[0] for series in asked.now(f"sum({metric})"))
+
+
+def _scraped_at(asked: Prometheus) -> float:
+    """When it asked for what it saw last. By the clock, the next scrape may have begun, to be answered late or not."""
+    (newest,) = asked.now("max(timestamp(ctm_request_ticks_count))")
+    return float(newest.values[0])
 
 
 def _all_evaluated_since(asked: Prometheus, begin: float) -> bool:
@@ -128,7 +142,9 @@ def test_every_rule_is_evaluated_and_has_something_to_look_at(watched):
             looked_at = re.findall(r"(?:model:ctm_[\w:]+|ctm_\w+|up)(?:\{.*?\})?(?=[\s\[)]|$)", rule["query"])
         assert looked_at, rule["query"]
         for expression in looked_at:
-            assert watched.prometheus.now(expression), f"{rule['name']}: nothing for {expression}"
+            assert watched.prometheus.now(expression, at=watched.evaluated_at), (
+                f"{rule['name']}: nothing for {expression}"
+            )
 
 
 def test_no_failure_is_raised_by_an_ordinary_load(watched):
@@ -185,9 +201,10 @@ def test_stop_reasons_and_abstentions_are_those_that_the_clients_counted(watched
 
 
 def test_refusals_and_callers_that_left_are_shown(watched):
-    seen = watched.prometheus.by("reason", "sum by (reason) (ctm_rejections_total) > 0")
+    seen = watched.prometheus.by("reason", "sum by (reason) (ctm_rejections_total) > 0", at=watched.troubled_at)
     assert seen == {"invalid": 3, "unknown_model": 3}
-    assert watched.prometheus.by("stop_reason", "sum by (stop_reason) (ctm_thoughts_total)")["CANCELLED"] > 0
+    ended = watched.prometheus.by("stop_reason", "sum by (stop_reason) (ctm_thoughts_total)", at=watched.troubled_at)
+    assert ended["CANCELLED"] > 0
 
 
 def test_an_expression_that_prometheus_does_not_take_is_said_in_its_own_words(watched):

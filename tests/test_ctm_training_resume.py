@@ -23,7 +23,7 @@ OPTIONS = [
     *("--optimiser.average-decay", "0.99", "--model.dropout", "0.1", "--model.ticks", "4", "--model.width", "24"),
     *("--report.every", "1", "--report.evaluate-every", "20", "--report.checkpoint-every", "7", "--report.keep", "2"),
 ]
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 240.0
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

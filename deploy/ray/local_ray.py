@@ -1,13 +1,14 @@
 """A Ray of this machine alone for the test, on free ports; and patience, where Ray has little of its own."""
 
 import os
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+
+from deploy.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv-deploy/ray/bin"
@@ -25,15 +26,6 @@ _PATIENCE = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
 }
-
-
-def free_ports(count: int) -> list[int]:
-    """That nobody listens on just now; all different."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @contextmanager

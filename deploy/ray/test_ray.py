@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from local_ray import BIN, ROOT, free_ports, running_ray
+from local_ray import BIN, ROOT, running_ray
 from pyarrow import parquet
 
+from deploy.ports import free_ports
 from serving.client import Answer, AsyncClient, Event, InvalidRequest, Tick, UnknownModel
 from serving.request import Array
 from serving.server import Server

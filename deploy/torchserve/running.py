@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -65,15 +64,6 @@ class TorchServe:
         """What the management port says of a model; customized, the model is asked as well."""
         path = f"/models/{model}" + ("?customized=true" if customized else "")
         return self.ask(path, port="management", key="management").document[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @contextmanager

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deploy.ports import free_ports
 from deploy.torchserve.archive import ROOT
 from deploy.torchserve.plain import answered, answers, array, events, expected, image, ticks
-from deploy.torchserve.running import PYTHON, TorchServe, ctm_serve, free_ports, torchserve
+from deploy.torchserve.running import PYTHON, TorchServe, ctm_serve, torchserve
 from serving.client import Client, Tick
 from serving.client.events import Event
 

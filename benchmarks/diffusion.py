@@ -3,8 +3,9 @@
 Trains CTM-controlled diffusion of MNIST's digits, and denoisers alone of as many weights on the same rows and updates,
 a few seeds each; compares their errors of the noise on the same noisy rows, and what an independent judge says of
 their samples, drawn from the same noise, over several thresholds. Prints tables, then everything as one line of JSON.
-Runs that are there already are not trained again. What denoisers alone came to is saved in a file of its own, so that
-the arms can be measured in two sittings. `--test` reads the test rows, for the numbers that are published.
+Runs that are there already are not trained again. What denoisers alone came to is saved in a file of its own, as is
+what other numbers of updates came to, so that the arms can be measured in several sittings. `--test` reads the test
+rows, for the numbers that are published.
 """
 
 import argparse
@@ -77,16 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     console, hardware = wide_console(), inspect()
     judge = load_judge(options.judge)
-    runs = []
+    runs, folders = [], []
     for seed in options.seeds:
         # Seeds outermost: whatever ends this early leaves pairs.
         for arm in options.arms:
-            name = f"{arm}-{seed}"
+            name = f"{arm}-{seed}" if options.updates is None else f"{arm}-{seed}-{options.updates}"
             command = train_command(CONFIGS / f"{arm}.toml", name, seed, options.updates, options.data_dir)
             folder = options.runs / name
             if options.trained and not holds_run(folder):
                 continue
             train_once(folder, command)
+            folders.append(folder)
             runs.append(measure(arm, seed, folder, command, judge, options))
             console.print(f"{name}: error of the noise {runs[-1].quality.guided:.5f}", highlight=False)
     split = "test" if options.test else "held-out"
@@ -105,11 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.save is not None:
         options.save.mkdir(parents=True, exist_ok=True)
         what = "diffusion" if any(run.quality.guided_by_tick for run in runs) else "diffusion_alone"
+        if options.updates is not None:
+            what += f"_{options.updates}_updates"
         path = options.save / f"{what}_{hardware.slug}_{datetime.now(UTC):%Y%m}.json"
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if options.plot is not None:
-        model = _load(options.runs / f"{options.arms[0]}-{options.seeds[0]}")
-        plot_samples(model, Setting(steps=options.steps, eta=options.eta), options.seeds[0], options.plot)
+        plot_samples(_load(folders[0]), Setting(steps=options.steps, eta=options.eta), options.seeds[0], options.plot)
     print(json.dumps(document))
     return 0
 
@@ -224,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     add_mnist_option(parser)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="to compare [all]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of each arm [0 1 2]")
-    parser.add_argument("--updates", type=int, help="of each run [its configuration's]")
+    parser.add_argument("--updates", type=int, help="of each run, and in its name [its configuration's]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="holds the runs' folders [%(default)s]")
     parser.add_argument(
         "--judge",

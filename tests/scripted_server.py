@@ -1,7 +1,7 @@
 """A Thinker on a real port, whose one model thinks what its input says, or another scripted one."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -113,7 +113,6 @@ async def scripted_server(
     held: bool = False,
     outbox_capacity: int = 64,
     margin: float = 0.02,
-    clock: Callable[[], float] = time.monotonic,
     chain_ahead: int = 32,
     library: Any = None,
     control: bool = False,

@@ -1,7 +1,6 @@
 """Samples over a real channel: what a caller and a client see of a chain of reverse steps."""
 
 import asyncio
-import time
 from typing import Any
 
 import grpc
@@ -103,12 +102,9 @@ async def test_a_row_that_diverges_leaves_the_others():
 
 async def test_a_deadline_ends_a_sample_with_what_there_is():
     backend = ScriptedDiffusion(num_slots=1)
-
-    def clock() -> float:
-        return time.monotonic() + (600 if backend.num_ticks > 9 else 0)
-
-    serving_one = scripted_server(bundle=BUNDLE, backend=backend, num_slots=1, clock=clock)
+    serving_one = scripted_server(bundle=BUNDLE, backend=backend, num_slots=1)
     async with serving_one as server, AsyncClient(server.address) as client:
+        server.put_forward(600.0, after=10)
         result = await client.sample("dots", [0, 0], steps=10, timeout=600.0).result()
     assert all(len(links) < 10 for links in result.links)
     assert result.images.shape == (2, HEIGHT, WIDTH)

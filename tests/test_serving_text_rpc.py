@@ -1,7 +1,6 @@
 """Texts over a real channel: what a caller and a client see of a chain of tokens, and how chains share the slots."""
 
 import asyncio
-import time
 from collections import Counter
 from typing import Any
 
@@ -172,12 +171,8 @@ async def test_leaving_in_mid_chain_frees_the_slot():
 
 
 async def test_a_deadline_ends_a_chain_with_what_there_is():
-    backend = ScriptedText(table(others=2.0))
-
-    def clock() -> float:
-        return time.monotonic() + (600 if backend.num_ticks > 9 else 0)
-
-    async with scripted_server(bundle=BUNDLE, backend=backend, clock=clock, max_links=10**6) as server:
+    async with serving(table(others=2.0), max_links=10**6) as server:
+        server.put_forward(600.0, after=10)
         *answers, last = await events(server, asked("In", max_links=10**6, timeout=600))
     assert last.summary.texts == ["".join(event.answer.text for event in answers)]
     assert 1 < len(answers) < 60

@@ -95,20 +95,7 @@ class Thinker:
             reader.cancel()
 
     async def ListModels(self, request: pb.ListModelsRequest | None, context: ServicerContext) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(
-            models=[
-                pb.ModelInfo(
-                    name=served.bundle.name,
-                    version=served.bundle.version,
-                    family=served.bundle.manifest.family,
-                    task=served.bundle.manifest.task,
-                    description=served.bundle.manifest.description,
-                    ticks=served.bundle.manifest.ticks,
-                    backend=served.backend,
-                )
-                for served in self._models
-            ]
-        )
+        return listed(self._models)
 
     async def GetModel(self, request: pb.GetModelRequest | None, context: ServicerContext) -> bundle_pb2.Manifest:
         try:
@@ -212,6 +199,24 @@ class _StreamCall:
     async def _write(self, message: pb.ThinkEvent) -> None:
         async with self._writing:
             await self._context.write(message)
+
+
+def listed(models: Models) -> pb.ListModelsResponse:
+    """Every version that is served, for people to choose from."""
+    return pb.ListModelsResponse(
+        models=[
+            pb.ModelInfo(
+                name=served.bundle.name,
+                version=served.bundle.version,
+                family=served.bundle.manifest.family,
+                task=served.bundle.manifest.task,
+                description=served.bundle.manifest.description,
+                ticks=served.bundle.manifest.ticks,
+                backend=served.backend,
+            )
+            for served in models
+        ]
+    )
 
 
 def register(thinker: Thinker, server: grpc.aio.Server) -> None:

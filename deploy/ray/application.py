@@ -19,6 +19,7 @@ from serving.errors import BundleRefused, ServingError
 from serving.local import LocalThinker
 from serving.mismatch import listing
 from serving.models import Models
+from serving.rpc import listed
 from serving.settings import BackendConfig, EngineConfig
 from serving.status import metadata, status_code
 from serving.store import scan
@@ -75,20 +76,7 @@ class Thinker:
 
     async def ListModels(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         del request  # it asks for all
-        return pb.ListModelsResponse(
-            models=[
-                pb.ModelInfo(
-                    name=served.bundle.name,
-                    version=served.bundle.version,
-                    family=served.bundle.manifest.family,
-                    task=served.bundle.manifest.task,
-                    description=served.bundle.manifest.description,
-                    ticks=served.bundle.manifest.ticks,
-                    backend=served.backend,
-                )
-                for served in self._models
-            ]
-        )
+        return listed(self._models)
 
     async def GetModel(self, request: pb.GetModelRequest, grpc_context: RayServegRPCContext) -> bundle_pb2.Manifest:
         try:
